@@ -1,0 +1,1 @@
+"""echelon: hierarchical reinforcement learning on one shared core."""
