@@ -1,0 +1,1 @@
+"""Independent float64 references: written from the published formulas, never from the package under test."""
