@@ -48,7 +48,8 @@ def test_import_loads_neither_torch_nor_any_extra() -> None:
 def test_every_module_imports_without_extras(tmp_path: Path) -> None:
     code = BLOCK.format(blocked=set(EXTRAS)) + (
         "import pkgutil, importlib, echelon\n"
-        "names = [m.name for m in pkgutil.walk_packages(echelon.__path__, 'echelon.') if not m.name.endswith('__main__')]\n"
+        "found = pkgutil.walk_packages(echelon.__path__, 'echelon.')\n"
+        "names = [module.name for module in found if not module.name.endswith('__main__')]\n"
         "[importlib.import_module(name) for name in names]\n"
         "print(len(names))"
     )
