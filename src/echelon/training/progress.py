@@ -1,0 +1,133 @@
+"""Live progress of long work: rate, elapsed time and time left, on a terminal or in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+_WINDOW_S = 30.0  # the rate is that of the last half minute, so that it follows a change of load
+
+
+class Progress:
+    """Context manager that shows how far work has come.
+
+    On a terminal it draws one live bar; elsewhere it prints a plain line at most every `every_s` seconds. It draws from
+    inside `update` and starts no thread. One may be open at a time; use `note` for what happens in between.
+
+    Args:
+        total: steps in the whole work.
+        label: what is being done ("hiql on pointmaze").
+        start: steps done already, when a run is resumed.
+        unit: what a step is, in the plural.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        start: int = 0,
+        unit: str = "updates",
+        stream: TextIO | None = None,
+        every_s: float = 10.0,
+    ):
+        self.total, self.label, self.unit = total, label, unit
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+        self._every = 0.25 if self._live else every_s
+        self._step, self._note, self._metrics = start, "", ""
+        self._began = self._shown = time.monotonic()
+        self._history: deque[tuple[float, int]] = deque([(self._began, start)])
+        self._bar = self._make_bar() if self._live else None
+        self._task = self._bar.add_task(label, total=total, completed=start, details="") if self._bar else None
+
+    def __enter__(self) -> Progress:
+        self._began = self._shown = time.monotonic()
+        self._history = deque([(self._began, self._step)])
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Say that `step` steps of the whole are done, with the newest values of a few metrics to show beside them."""
+        self._step = step
+        if metrics is not None:
+            self._metrics = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if time.monotonic() - self._shown >= self._every:
+            self._show()
+
+    def note(self, text: str) -> None:
+        """Show what is being done between two steps ("evaluating"); an empty text ends it."""
+        self._note = text
+        if self._live:
+            self._show()
+
+    def print(self, text: str) -> None:
+        """Print a line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def details(self) -> str:
+        """Rate, elapsed time, time left, note and metrics, as one line."""
+        now = time.monotonic()
+        rate = self._rate(now)
+        left = format_seconds((self.total - self._step) / rate) if rate > 0 else "?"
+        parts = [f"{rate:.3g} {self.unit}/s", f"{format_seconds(now - self._began)} elapsed", f"{left} left"]
+        return "  ".join(part for part in (*parts, self._note, self._metrics) if part)
+
+    def _rate(self, now: float) -> float:
+        self._history.append((now, self._step))
+        while len(self._history) > 2 and now - self._history[0][0] > _WINDOW_S:
+            self._history.popleft()
+        (then, before) = self._history[0]
+        return (self._step - before) / (now - then) if now > then else 0.0
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        details = self.details()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._step, details=details)
+            self._bar.refresh()
+        else:
+            percent = 100 * self._step / max(self.total, 1)
+            print(
+                f"{self.label}: {self._step}/{self.total} ({percent:.0f} %)  {details}", file=self._stream, flush=True
+            )
+
+    def _make_bar(self) -> RichProgress:
+        return RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[details]}", markup=False),
+            console=Console(file=self._stream),
+            auto_refresh=False,
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: "42 s", "3 min 05 s", "2 h 07 min", "3 d 04 h"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
