@@ -1,0 +1,146 @@
+"""Make data sets by simulation: several processes, progress with time left, resumable, the same bytes always.
+
+Every episode is a function of (seed, episode number), so neither the number of processes nor an interruption changes
+the result, and the first N episodes of a full set are the set of N episodes. Finished shards of episodes are kept in
+`<root>/.partial/NAME` until the whole set is assembled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from echelon.data.store import Store, cache_dir, exists, versions, write_store
+from echelon.envs.catalog import DataInfo, parse, sized
+from echelon.envs.families import recipe, require_control
+from echelon.envs.workers import Shard, collect
+from echelon.errors import UsageError
+
+SHARD_ROWS = {"pointmaze": 20_000}
+SLOW_SHARD_ROWS = 4_000
+
+
+def make(
+    name: str,
+    jobs: int = 2,
+    episodes: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Collect data set `name` and return its folder; a set that is there already is left as it is.
+
+    `name` may be `NAME@EPISODES`, the same as `episodes`: the first episodes of the set, stored under that name. A tenth
+    as many episodes (at least one) go to `<name>-val`. `jobs` is the number of processes, `root` the folder of data sets
+    (default: the cache). Raises UsageError for unknown names and for sets that need a trained expert.
+    """
+    info = parse(name) if episodes is None else sized(parse(name), episodes)
+    if not info.regenerable:
+        raise UsageError(_cannot_make(info))
+    if jobs < 1:
+        raise UsageError(f"{jobs} jobs were asked for; ask for 1 or more")
+    require_control()
+    root = Path(root) if root is not None else cache_dir()
+    folders = {"train": root / info.name, "val": root / f"{info.name}-val"}
+    with _only_one(root, info.name):
+        if not all(exists(folder) for folder in folders.values()):
+            partial = _open_partial(root, info, seed)
+            shards = shards_of(info)
+            collect(info, seed, partial, shards, jobs, progress)
+            for split, folder in folders.items():
+                if not exists(folder):
+                    _assemble(folder, info, seed, split, [partial / s.file for s in shards if s.split == split])
+            shutil.rmtree(partial)
+    return folders["train"]
+
+
+def ensure(name: str, transitions: int | None = None, jobs: int = 2, progress: bool = True) -> Store:
+    """Open data set `name`, making it first if that is possible; with `transitions`, only as many as asked for.
+
+    `name` may also be the path of a store. With `transitions`, the result is the head of the full set if that is stored,
+    else of the smallest stored set of this recipe that is large enough, else of a new set with just enough episodes.
+    Raises UsageError naming the remedy when the set is neither there nor can be made.
+    """
+    if not exists(name):
+        info = parse(name)
+        if transitions is not None:
+            needed = min(info.episodes, -(-transitions // info.length))
+            info = sized(info, _smallest_stored(info, needed) or needed)
+        if not exists(info.name):
+            if not info.regenerable:
+                raise UsageError(_cannot_make(info))
+            if progress:
+                print(f"data set {info.name} is not there yet: making {info.transitions:,} transitions", flush=True)
+            make(info.name, jobs=jobs, progress=progress)
+        name = info.name
+    store = Store.open(name)
+    return store if transitions is None else store.head(transitions)
+
+
+def shards_of(info: DataInfo) -> list[Shard]:
+    """The pieces in which a data set is collected. Validation episodes are numbered after those of the full set."""
+    size = max(1, SHARD_ROWS.get(info.env.family, SLOW_SHARD_ROWS) // (info.length + 1))
+    first = info.full_episodes
+    ranges = (("train", 0, info.episodes), ("val", first, first + info.validation_episodes))
+    return [
+        Shard(split, start, min(start + size, end)) for split, begin, end in ranges for start in range(begin, end, size)
+    ]
+
+
+def _cannot_make(info: DataInfo) -> str:
+    return (
+        f"data set '{info.name}' is not in {cache_dir()} and needs a trained expert to make; "
+        f"with internet: echelon data fetch {info.name}"
+    )
+
+
+def _smallest_stored(info: DataInfo, needed: int) -> int | None:
+    base = info.name.partition("@")[0]
+    sizes = [path.name.partition("@")[2] for path in cache_dir().glob(f"{base}@*") if exists(path)]
+    return min((int(size) for size in sizes if size.isdecimal() and int(size) >= needed), default=None)
+
+
+@contextmanager
+def _only_one(root: Path, name: str) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a second process waits here, then finds the set made
+        yield
+
+
+def _open_partial(root: Path, info: DataInfo, seed: int) -> Path:
+    partial = root / ".partial" / info.name
+    stamp = json.dumps({"recipe": recipe(info), "seed": seed, "versions": versions()}, sort_keys=True)
+    file = partial / "stamp.json"
+    if partial.exists() and not (file.exists() and file.read_text(encoding="utf-8") == stamp):
+        shutil.rmtree(partial)  # begun by another recipe, seed or simulator: its episodes do not belong here
+    partial.mkdir(parents=True, exist_ok=True)
+    file.write_text(stamp, encoding="utf-8")
+    return partial
+
+
+def _assemble(folder: Path, info: DataInfo, seed: int, split: str, files: list[Path]) -> None:
+    facts = {
+        "name": folder.name,
+        "env": info.env.name,
+        "recipe": recipe(info),
+        "regenerated": True,
+        "source": "collected by echelon; a fresh draw from the published recipe, not the released file",
+        "seed": seed,
+        "split": split,
+        "full_episodes": info.full_episodes,
+    }
+    episodes = info.episodes if split == "train" else info.validation_episodes
+    write_store(folder, _pieces(files), episodes * (info.length + 1), facts, folder.name)
+
+
+def _pieces(files: list[Path]) -> Iterator[dict[str, np.ndarray]]:
+    for file in files:
+        with np.load(file, allow_pickle=False) as shard:
+            yield {name: shard[name] for name in shard.files}
