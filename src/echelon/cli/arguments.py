@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from echelon.errors import UsageError, unknown
 
 Schema = TypeVar("Schema")
+Action = Callable[[list[str]], None]
 
 
 def parse(schema: type[Schema], args: list[str], verb: str, default: Schema | None = None) -> Schema:
@@ -47,6 +49,16 @@ def parse_known(
         raise UsageError(f"{first_paragraph(complaint.getvalue())} (echelon {verb} --help)") from None
 
 
+def subverb(verb: str, args: list[str], actions: Mapping[str, Action], usage: str) -> tuple[Action, list[str]]:
+    """Split `args` into one of `actions` and its own arguments; without any, or with --help, print `usage` and exit."""
+    if not args or args[0] in ("-h", "--help"):
+        print(usage)
+        raise SystemExit(0)
+    if args[0] not in actions:
+        raise unknown(f"{verb} action", args[0], actions)
+    return actions[args[0]], args[1:]
+
+
 def flags(schema: type[Schema], verb: str, default: Schema | None = None) -> list[str]:
     """Every option string of `schema`, as its help lists them."""
     text = io.StringIO()
@@ -67,4 +79,5 @@ def first_paragraph(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│| ") for line in plain.splitlines() if not line.startswith(("╭", "╰", "+"))]
     rule = next((i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}), len(lines))
-    return " ".join(" ".join(lines[:rule]).split())
+    text = " ".join(" ".join(lines[:rule]).split())
+    return re.sub(r"^Missing from .*?: ", "missing: ", text)

@@ -48,8 +48,8 @@ def run(args: list[str]) -> int:
         for check in examine():
             checks.append(check)
             if not options.json:
-                remedy = f"\n{'':24}-> {check.remedy}" if check.remedy else ""
-                print(f"{check.status:<5} {check.name:<17} {check.finding}{remedy}", flush=True)
+                remedy = f"\n{'':25}-> {check.remedy}" if check.remedy else ""
+                print(f"{check.status:<5} {check.name:<18} {check.finding}{remedy}", flush=True)
     if options.json:
         show.as_json([asdict(check) for check in checks])
     return int(any(check.status == "fail" for check in checks))
@@ -104,12 +104,9 @@ def check_extras() -> Iterator[Check]:
     for extra, packages in wanted.items():
         versions = {name: installed(name) for name in packages}
         absent = [name for name, version in versions.items() if version is None]
-        if len(absent) == len(packages):
+        if absent:
             status: Status = "warn" if extra == "control" else "ok"
-            yield Check(extra, status, "not installed", f'optional: pip install "echelon[{extra}]"')
-            continue
-        for name in absent:
-            yield Check(name, "warn", "not installed", f'pip install "echelon[{extra}]"')
+            yield Check(extra, status, f"without {', '.join(absent)}", f'optional: pip install "echelon[{extra}]"')
         for name, version in versions.items():
             if version is not None:
                 yield check_package(name, version, packages[name], extra)
