@@ -73,7 +73,8 @@ def test_module_and_version() -> None:
 def test_errors_of_a_box_become_one_line() -> None:
     box = "╭─ Value error ─╮\n│ \x1b[31mError\x1b[0m parsing --lr: │\n│ not a number │\n│ ──── │\n│ help │\n╰───╯"
     assert first_paragraph(box) == "Error parsing --lr: not a number"
-    assert first_paragraph("│ Missing from echelon train:│\n│   NAME │") == "missing: NAME"
+    ascii_box = " Value error   \n ---------- \n  Missing from echelon train:  \n   NAME \n  ---  \n  help "
+    assert first_paragraph(ascii_box) == "missing: NAME"
 
 
 def test_data_list_as_json(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -75,9 +76,18 @@ def unexpected(word: str, verb: str, options: list[str]) -> UsageError:
 
 
 def first_paragraph(box: str) -> str:
-    """Reduce a boxed, coloured error text to its first paragraph on one line."""
+    """Reduce a boxed error text, drawn in UTF-8 or ASCII, to its first paragraph below the title, on one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│| ") for line in plain.splitlines() if not line.startswith(("╭", "╰", "+"))]
-    rule = next((i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}), len(lines))
-    text = " ".join(" ".join(lines[:rule]).split())
+    lines = [line.strip("│ ") for line in plain.splitlines() if line.strip("│ ") and not line.startswith("╰")]
+    if not lines:
+        return "the arguments do not fit"
+    body = lines[1:]
+    while body and is_rule(body[0]):
+        body = body[1:]
+    text = " ".join(" ".join(itertools.takewhile(lambda line: not is_rule(line), body)).split())
     return re.sub(r"^Missing from .*?: ", "missing: ", text)
+
+
+def is_rule(line: str) -> bool:
+    """Whether a line of a box only separates."""
+    return set(line) <= {"─", "-"}

@@ -1,0 +1,46 @@
+"""`echelon eval`: evaluate the newest checkpoint of a run again; writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from echelon.cli import runs, show
+from echelon.cli.arguments import parse
+from echelon.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate the newest checkpoint of a run on its five test tasks, greedily."""
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """Directory of the run."""
+    episodes: int = 50
+    """Episodes of each task."""
+    seed: int = 0
+    """Seed of the start and goal noise."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(args: list[str]) -> int:
+    """Evaluate and print success by task."""
+    options = parse(Evaluate, args, "eval")
+    if options.episodes < 1:
+        raise UsageError(f"--episodes {options.episodes}: at least one is needed")
+    cls, _ = runs.open_run(options.run)
+    from echelon.training.run import evaluate
+
+    row = evaluate(cls, options.run, options.episodes, options.seed)
+    if options.json:
+        show.as_json({"run": str(options.run), **row})
+        return 0
+    cells = [(name, f"{sum(x)}/{len(x)}", show.number(100 * sum(x) / len(x))) for name, x in row["tasks"].items()]
+    cells.append(("all", "", show.number(100 * row["success"])))
+    print(show.table(("task", "episodes", "success %"), cells))
+    print(f"checkpoint of step {row['step']}, {row['seconds']:.1f} s")
+    return 0
