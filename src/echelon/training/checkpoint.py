@@ -272,8 +272,9 @@ def _dump_state(state: dict[str, Any]) -> str:
 
 def _stage(staging: Path, step: int, tensors: dict[str, Tensor], text: str) -> None:
     staging.mkdir()
-    save_file(tensors, staging / TENSORS)
     (staging / STATE).write_text(text, encoding="utf-8")
+    save_file(tensors, staging / TENSORS)
+    shutil.copymode(staging / STATE, staging / TENSORS)  # safetensors ignores the umask: only the owner could read it
     files = {
         name: {"bytes": (staging / name).stat().st_size, "sha256": _digest(staging / name)} for name in (TENSORS, STATE)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-_WINDOW_S = 30.0  # the rate is that of the last half minute, so that it follows a change of load
+_WINDOW_S = 30.0  # the rate is that of the last half minute, so that it follows a change of load,
+_WINDOW_POINTS = 8  # or of the last eight changes, where they are rarer
 
 
 class Progress:
@@ -42,9 +44,10 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
         self._every = 0.25 if self._live else every_s
-        self._step, self._note, self._metrics = start, "", ""
+        self._step: float = start
+        self._start, self._note, self._metrics = start, "", ""
         self._began = self._shown = time.monotonic()
-        self._history: deque[tuple[float, int]] = deque([(self._began, start)])
+        self._history: deque[tuple[float, float]] = deque([(self._began, start)])
         self._bar = self._make_bar() if self._live else None
         self._task = self._bar.add_task(label, total=total, completed=start, details="") if self._bar else None
 
@@ -62,8 +65,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Say that `step` steps of the whole are done, with the newest values of a few metrics to show beside them."""
+    def update(self, step: float, metrics: Mapping[str, float] | None = None) -> None:
+        """Say that `step` steps of the whole are done, with the newest values of a few metrics to show beside them.
+
+        Cheap enough for every step of a fast loop: it draws at most four times a second.
+        """
         self._step = step
         if metrics is not None:
             self._metrics = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -86,16 +92,18 @@ class Progress:
     def details(self) -> str:
         """Rate, elapsed time, time left, note and metrics, as one line."""
         now = time.monotonic()
-        rate = self._rate(now)
-        left = format_seconds((self.total - self._step) / rate) if rate > 0 else "?"
-        parts = [f"{rate:.3g} {self.unit}/s", f"{format_seconds(now - self._began)} elapsed", f"{left} left"]
+        elapsed, done = now - self._began, self._step - self._start
+        # Time left is by the average since the start, which includes pauses such as evaluations.
+        left = format_seconds((self.total - self._step) * elapsed / done) if done > 0 else "?"
+        parts = [format_rate(self._rate(now), self.unit), f"{format_seconds(elapsed)} elapsed", f"{left} left"]
         return "  ".join(part for part in (*parts, self._note, self._metrics) if part)
 
     def _rate(self, now: float) -> float:
-        self._history.append((now, self._step))
-        while len(self._history) > 2 and now - self._history[0][0] > _WINDOW_S:
+        if self._step != self._history[-1][1]:
+            self._history.append((now, self._step))
+        while len(self._history) > _WINDOW_POINTS and now - self._history[0][0] > _WINDOW_S:
             self._history.popleft()
-        (then, before) = self._history[0]
+        then, before = self._history[0]
         return (self._step - before) / (now - then) if now > then else 0.0
 
     def _show(self) -> None:
@@ -106,9 +114,8 @@ class Progress:
             self._bar.refresh()
         else:
             percent = 100 * self._step / max(self.total, 1)
-            print(
-                f"{self.label}: {self._step}/{self.total} ({percent:.0f} %)  {details}", file=self._stream, flush=True
-            )
+            count = f"{math.floor(self._step)}/{self.total} ({percent:.0f} %)"
+            print(f"{self.label}: {count}  {details}", file=self._stream, flush=True)
 
     def _make_bar(self) -> RichProgress:
         return RichProgress(
@@ -119,6 +126,14 @@ class Progress:
             console=Console(file=self._stream),
             auto_refresh=False,
         )
+
+
+def format_rate(per_second: float, unit: str) -> str:
+    """A rate for people, in the time unit that makes it readable: "52 updates/s", "3 runs/h"."""
+    for scale, name in ((1, "s"), (60, "min"), (3600, "h")):
+        if per_second * scale >= 1:
+            return f"{per_second * scale:.3g} {unit}/{name}"
+    return "" if per_second <= 0 else f"{per_second * 86400:.3g} {unit}/d"
 
 
 def format_seconds(seconds: float) -> str:
