@@ -38,6 +38,18 @@ Batch = dict[str, Array]
 Hyper = dict[str, Any]
 Result = dict[str, Any]
 
+# Published defaults (OGBench's agents; OTA as HIQL, arXiv 2505.12737). Goals: (current, same trajectory, random).
+_COMMON = {"lr": 3e-4, "batch_size": 1024, "discount": 0.99, "hidden": (512, 512, 512), "actor_goals": (0.0, 1.0, 0.0)}
+_VALUE = {**_COMMON, "target_rate": 0.005, "value_goals": (0.2, 0.5, 0.3), "value_layer_norm": True}
+_HIQL = {**_VALUE, "expectile": 0.7, "low_alpha": 3.0, "high_alpha": 3.0, "subgoal_steps": 25, "rep_dim": 10}
+PUBLISHED: dict[str, Hyper] = {
+    "gcbc": _COMMON,
+    "gcivl": {**_VALUE, "expectile": 0.9, "alpha": 10.0},
+    "gciql": {**_VALUE, "expectile": 0.9, "alpha": 0.3, "actor_loss": "ddpgbc"},
+    "hiql": _HIQL,
+    "ota": {**_HIQL, "abstraction_factor": 5},
+}
+
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -263,8 +275,8 @@ def ota_losses(params: Params, batch: Batch, hyper: Hyper, frozen: Params | None
     in place of the common discount. V_h's discount is applied ONCE per option.
     """
     frozen = frozen or params
-    low_discount = hyper.get("low_discount", hyper.get("discount"))
-    high_discount = hyper.get("high_discount", hyper.get("discount"))
+    low_discount = hyper["low_discount" if "low_discount" in hyper else "discount"]
+    high_discount = hyper["high_discount" if "high_discount" in hyper else "discount"]
     option = {
         "observations": batch["observations"],
         "next_observations": batch["option_next_observations"],
