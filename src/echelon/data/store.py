@@ -55,8 +55,8 @@ def exists(path_or_name: str | Path) -> bool:
 class Store:
     """A memory-mapped data set; see the module's docstring for how rows and transitions are numbered.
 
-    `columns` maps a name to an array of R rows, `lengths` int64[E] counts the transitions of each episode and `manifest`
-    is the JSON object beside the columns.
+    `columns` maps a name to an array of R rows, `lengths` int64[E] counts the transitions of each episode, `manifest` is
+    the JSON object beside the columns.
     """
 
     path: Path
@@ -78,17 +78,18 @@ class Store:
         """
         path = locate(path_or_name)
         if not (path / MANIFEST).is_file():
-            known = sorted(p.parent.name for p in path.parent.glob(f"*/{MANIFEST}"))
+            known = sorted(p.parent.name for p in path.parent.glob(f"[!.]*/{MANIFEST}"))
             there = f" (it holds {', '.join(known[:8])})" if known else ""
-            raise UsageError(f"no data set '{path.name}' in {path.parent}{there}; make it: echelon data make {path.name}")
+            remedy = f"make it: echelon data make {path.name}"
+            raise UsageError(f"no data set '{path.name}' in {path.parent}{there}; {remedy}")
         manifest = _read_manifest(path)
         columns = {name: _map(path, name, spec) for name, spec in manifest["columns"].items()}
         lengths = np.asarray(_map(path, LENGTHS, manifest[LENGTHS]))
         rows = int(lengths.sum()) + len(lengths)
-        short = [name for name, column in columns.items() if len(column) != rows]
-        if short:
-            raise DataError(f"{path / (short[0] + '.npy')}: {len(columns[short[0]])} rows, but the episodes have {rows}; "
-                            f"{_remedy(path)}")  # fmt: skip
+        for name, column in columns.items():
+            if len(column) != rows:
+                file = path / f"{name}.npy"
+                raise DataError(f"{file}: {len(column)} rows, but the episodes have {rows}; {_remedy(path)}")
         return Store(path, manifest, columns, lengths)
 
     @property
@@ -166,15 +167,16 @@ class Store:
         whole = Store.open(self.path)
         lengths = check_episodes(whole.columns, str(self.path))
         if not np.array_equal(lengths, whole.lengths):
-            raise DataError(f"{self.path / (LENGTHS + '.npy')}: not the lengths that 'terminals' says; {_remedy(self.path)}")
+            file = self.path / f"{LENGTHS}.npy"
+            raise DataError(f"{file}: not the lengths that 'terminals' says; {_remedy(self.path)}")
 
 
 def check_episodes(columns: Columns, source: str, first: int = 0, action_bound: float = 1.0) -> np.ndarray:
     """Check some whole episodes and return their lengths int64[E] in transitions.
 
-    `source` and `first` (number of the first episode given here) only serve the messages. Raises DataError for a missing
-    column, columns of different length, a last row that ends no episode, an episode without a transition, a value that
-    is not finite, or an action outside [-action_bound, action_bound]; it names the episode.
+    `source` and `first` (number of the first episode given here) only serve the messages. Raises DataError for a
+    missing column, columns of different length, a last row that ends no episode, an episode without a transition, a
+    value that is not finite, or an action outside [-action_bound, action_bound]; it names the episode.
     """
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
@@ -188,7 +190,9 @@ def check_episodes(columns: Columns, source: str, first: int = 0, action_bound: 
         if columns[name].ndim < 2:
             raise DataError(f"{source}: column '{name}' has shape {columns[name].shape}; expected rows of vectors")
     if terminals.ndim != 1 or rows == 0 or not terminals[-1]:
-        raise DataError(f"{source}: 'terminals' of shape {terminals.shape} does not end with a True: an episode is unfinished")
+        raise DataError(
+            f"{source}: 'terminals' {terminals.shape} does not end with True: the last episode is unfinished"
+        )
     ends = np.flatnonzero(terminals)
     lengths = np.diff(ends, prepend=-1) - 1
     if lengths.min() < 1:
@@ -198,12 +202,12 @@ def check_episodes(columns: Columns, source: str, first: int = 0, action_bound: 
             continue
         bad = ~np.isfinite(column).reshape(rows, -1).all(axis=1)
         if bad.any():
-            raise DataError(f"{source}: episode {first + _episode(ends, bad)} has a value in '{name}' that is not finite")
+            raise DataError(f"{source}: episode {first + _episode(ends, bad)}: a value in '{name}' is not finite")
     out = (np.abs(columns["actions"]) > action_bound).reshape(rows, -1).any(axis=1)
     if out.any():
         worst = float(np.abs(columns["actions"]).max())
-        raise DataError(f"{source}: episode {first + _episode(ends, out)} has an action outside "
-                        f"[-{action_bound:g}, {action_bound:g}] (largest size {worst:g})")  # fmt: skip
+        where = f"{source}: episode {first + _episode(ends, out)}"
+        raise DataError(f"{where}: an action outside [-{action_bound:g}, {action_bound:g}] (largest size {worst:g})")
     return lengths.astype(np.int64)
 
 
@@ -211,8 +215,8 @@ def write_store(path: Path, parts: Iterable[Columns], rows: int, facts: Mapping[
     """Write a store from consecutive pieces of whole episodes and return its folder.
 
     All pieces have the same columns and together `rows` rows. `facts` are the manifest's entries beyond the counts,
-    column descriptions, date and versions: name, recipe, regenerated, source, seed, split, and so on. The folder appears
-    all at once, when everything is written and checked; DataError if it exists already or a piece is bad.
+    column descriptions, date and versions: name, recipe, regenerated, source, seed, split, and so on. The folder
+    appears all at once, when everything is written and checked; DataError if it exists already or a piece is bad.
     """
     if path.exists():
         raise DataError(f"{path} exists already; remove it to write it again")
@@ -225,10 +229,17 @@ def write_store(path: Path, parts: Iterable[Columns], rows: int, facts: Mapping[
         np.save(draft / f"{LENGTHS}.npy", lengths)
         files = sorted(draft.glob("*.npy"))
         specs = {file.stem: _describe(file) for file in files}
-        counts = {"episodes": len(lengths), "transitions": int(lengths.sum()), LENGTHS: specs.pop(LENGTHS), "columns": specs}
-        stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
-        text = json.dumps({"format": FORMAT, **facts, **counts, **stamp}, indent=1)
-        (draft / MANIFEST).write_text(text, encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            **facts,
+            "episodes": len(lengths),
+            "transitions": int(lengths.sum()),
+            LENGTHS: specs.pop(LENGTHS),
+            "columns": specs,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in [*files, draft / MANIFEST, draft]:
             _sync(file)
         draft.rename(path)
@@ -261,11 +272,11 @@ def _fill(folder: Path, parts: Iterable[Columns], rows: int, source: str) -> np.
                 files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", column.dtype, shape)
         stop = row + len(part["terminals"])
         if set(part) != set(files) or stop > rows:
-            raise DataError(f"{source}: from episode {episode} on, the columns or the number of rows differ from before")
+            raise DataError(f"{source}: from episode {episode} on, other columns or more rows than announced")
         for name, column in part.items():
             if column.shape[1:] != files[name].shape[1:] or column.dtype != files[name].dtype:
-                raise DataError(f"{source}: from episode {episode} on, '{name}' is {column.dtype}{list(column.shape[1:])}, "
-                                f"before it was {files[name].dtype}{list(files[name].shape[1:])}")  # fmt: skip
+                now, before = (f"{a.dtype}{list(a.shape[1:])}" for a in (column, files[name]))
+                raise DataError(f"{source}: from episode {episode} on, '{name}' is {now}, before it was {before}")
             files[name][row:stop] = column
         row, episode = stop, episode + len(lengths[-1])
     if row != rows:
@@ -290,15 +301,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _map(path: Path, name: str, spec: Mapping[str, Any]) -> np.ndarray:
     file = path / f"{name}.npy"
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        # copy-on-write: torch wants writable memory, and a write must never reach the file
+        array = np.load(file, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: missing or truncated ({error}); {_remedy(path)}") from None
     if array.dtype.name != spec["dtype"] or list(array.shape) != list(spec["shape"]):
-        raise DataError(f"{file}: {array.dtype.name}{list(array.shape)}, the manifest says {spec['dtype']}{spec['shape']}; "
-                        f"{_remedy(path)}")  # fmt: skip
-    header = file.stat().st_size - math.prod(array.shape) * array.itemsize
-    if not 0 < header <= 4096:
-        raise DataError(f"{file}: {file.stat().st_size} bytes is not the size of its {list(array.shape)} entries; {_remedy(path)}")
+        found, stated = f"{array.dtype.name}{list(array.shape)}", f"{spec['dtype']}{spec['shape']}"
+        raise DataError(f"{file}: {found}, the manifest says {stated}; {_remedy(path)}")
+    size = file.stat().st_size
+    if not 0 < size - math.prod(array.shape) * array.itemsize <= 4096:  # what is left is the header
+        raise DataError(f"{file}: {size} bytes is not the size of its {list(array.shape)} entries; {_remedy(path)}")
     return array
 
 

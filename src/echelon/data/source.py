@@ -1,0 +1,101 @@
+"""Minibatches from an offline data set: sampled, relabelled and gathered on the training device, without a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
+from echelon.data.store import Store
+from echelon.spans import Spans
+
+Batch = dict[str, Tensor]
+
+
+class OfflineSource:
+    """An endless stream of transition batches with hindsight goals; seeded, resumable, on `device`.
+
+    `goals` names the goal draws that a system wants. Batches hold `observations`, `next_observations` [B, O],
+    `actions` [B, A], and for each name: `{name}_goals` [B, O], `{name}_success` [B] (float, goal index = target index)
+    and, where the specification has steps, `{name}_targets` [B, O].
+
+    Indices are drawn for `block` batches at a time, which divides the cost of the small integer operations; the
+    order of batches is part of the run's identity and does not depend on when it is saved.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        goals: Mapping[str, GoalSpec],
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        block: int = 16,
+    ):
+        self.goals = dict(goals)
+        self.batch_size, self.block = batch_size, block
+        self.observations = torch.as_tensor(store.columns["observations"]).to(device)
+        self.actions = torch.as_tensor(store.columns["actions"]).to(device)
+        lengths = torch.as_tensor(store.lengths).to(device)
+        self.episodes = Spans.from_lengths(lengths)
+        self.row = torch.arange(self.episodes.size, device=device) + self.episodes.ids
+        self.final = self.episodes.end_of(torch.arange(self.episodes.size, device=device))
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self._before_block = self.generator.get_state()
+        self._drawn: tuple[Tensor, dict[str, Goals]] | None = None
+        self._position = 0
+
+    @property
+    def transitions(self) -> int:
+        """Number of transitions that batches are drawn from."""
+        return self.episodes.size
+
+    def next(self) -> Batch:
+        """Return the next batch."""
+        if self._drawn is None or self._position == self.block:
+            self._draw()
+        assert self._drawn is not None
+        index, goals = self._drawn
+        b = slice(self._position * self.batch_size, (self._position + 1) * self.batch_size)
+        self._position += 1
+        row = self.row[index[b]]
+        batch = {
+            "observations": self.observations[row],
+            "next_observations": self.observations[row + 1],
+            "actions": self.actions[row],
+        }
+        for name, drawn in goals.items():
+            batch[f"{name}_goals"] = self._states(drawn.goal[b])
+            batch[f"{name}_success"] = drawn.success[b].to(self.observations.dtype)
+            if self.goals[name].steps:
+                batch[f"{name}_targets"] = self._states(drawn.target[b])
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: the generator's state before the current block, and the batches used of it."""
+        return {"generator": self._before_block.clone(), "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the stream exactly where `state_dict` was taken."""
+        self.generator.set_state(state["generator"])
+        self._draw()
+        self._position = int(state["position"])
+
+    def _states(self, transition: Tensor) -> Tensor:
+        return self.observations[self.row[transition]]
+
+    def _draw(self) -> None:
+        self._before_block = self.generator.get_state()
+        n, count = self.transitions, self.block * self.batch_size
+        shape = (1 + UNIFORMS * len(self.goals), count)
+        u = torch.rand(shape, generator=self.generator, device=self.row.device, dtype=torch.float64)
+        index = (u[0] * n).long()
+        final = self.final[index]
+        goals = {
+            name: draw_goals(spec, index, final, n, u[1 + UNIFORMS * k : 1 + UNIFORMS * (k + 1)])
+            for k, (name, spec) in enumerate(self.goals.items())
+        }
+        self._drawn, self._position = (index, goals), 0

@@ -1,0 +1,65 @@
+"""What the offline goal-conditioned systems share: configuration blocks and the flat acting level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from echelon.data.goals import GoalSpec
+from echelon.hierarchy.level import Decision, Level
+from echelon.nets.goal import GaussianPolicy
+from echelon.training.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig(Config):
+    """Policies: sizes and goals. Defaults: OGBench."""
+
+    actor_hidden: tuple[int, ...] = (512, 512, 512)
+    """Hidden layers of each policy."""
+    constant_std: bool = True
+    """Standard deviation 1; else a learned vector."""
+    actor_p_random: float = 0.0
+    """Share of policy goals from other trajectories; the rest lie uniformly in the future."""
+
+    def actor_goals(self, steps: int = 0) -> GoalSpec:
+        """Policy goals, with the state `steps` ahead on the way to them."""
+        return GoalSpec(future=1 - self.actor_p_random, random=self.actor_p_random, law="uniform", steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalConfig(ActorConfig):
+    """Policies and values. Defaults: OGBench."""
+
+    value_hidden: tuple[int, ...] = (512, 512, 512)
+    """Hidden layers of each value and representation."""
+    discount: float = 0.99
+    """gamma."""
+    target_rate: float = 0.005
+    """Share of the online weights that the target takes at each update."""
+    value_p_current: float = 0.2
+    """Share of value goals equal to the current state."""
+    value_p_future: float = 0.5
+    """Share of value goals ahead on the trajectory, geometrically distributed; the rest are random states."""
+
+    def value_goals(self, steps: int = 0) -> GoalSpec:
+        """Value goals for transitions, or for options that last `steps`."""
+        current, future = self.value_p_current, self.value_p_future
+        return GoalSpec(
+            current=current, future=future, random=1 - current - future, discount=self.discount, steps=steps
+        )
+
+
+class GoalLevel(Level):
+    """A flat goal-conditioned policy: the mean action, clipped to [-1, 1], at every step."""
+
+    name = "policy"
+
+    def __init__(self, actor: GaussianPolicy):
+        self.actor = actor
+
+    def decide(self, features: Mapping[str, Tensor], parent: Tensor | None, due: Tensor) -> Decision:
+        action = self.actor(features["observation"], features["goal"])
+        return Decision(action.clamp(-1, 1))

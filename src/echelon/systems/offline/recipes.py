@@ -1,0 +1,74 @@
+"""Configurations of record for the offline goal-conditioned systems: published size, CPU size and demo, side by side.
+
+A recipe is a function of (system, environment). What depends on the environment follows OGBench's hyper-parameter list
+(arXiv 2410.20092) and, for OTA, its released command lines (arXiv 2505.12737).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from echelon.errors import unknown
+from echelon.training.config import Config
+
+SIZES: dict[str, dict[str, Any]] = {
+    # 3 x 512 networks, 1 M updates: 2-5 hours on one A5000 in the reference implementation
+    "published": {},
+    # what two CPU cores finish in minutes; both the method and its baseline always get the same
+    "cpu": {
+        "updates": 30_000,
+        "batch_size": 256,
+        "transitions": 500_000,
+        "hidden": (256, 256),
+        "eval_every": 5_000,
+        "eval_episodes": 20,
+        "log_every": 500,
+        "checkpoint_every": 5_000,
+    },
+    "demo": {
+        "updates": 15_000,
+        "batch_size": 256,
+        "transitions": 250_000,
+        "hidden": (256, 256),
+        "eval_every": 5_000,
+        "eval_episodes": 10,
+        "log_every": 250,
+        "checkpoint_every": 5_000,
+    },
+}
+
+
+def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
+    """The configuration of record of the system that `cls` configures, for an environment and a size."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    settings = dict(SIZES[size])
+    hidden = settings.pop("hidden", None)
+    if hidden is not None:
+        settings |= {name: hidden for name in ("actor_hidden", "value_hidden")}
+    settings |= environment_settings(cls.system, env)
+    return cls(env=env, **{name: value for name, value in settings.items() if name in fields})
+
+
+def environment_settings(system: str, env: str) -> dict[str, Any]:
+    """What OGBench's commands of record set for an environment, for any system; keys that a system lacks are dropped."""
+    world, *_ = env.split("-")
+    kind = env.rsplit("-", 2)[1] if env.count("-") >= 2 else ""
+    maze = world in ("pointmaze", "antmaze", "humanoidmaze")
+    settings: dict[str, Any] = {
+        "discount": 0.995 if world == "humanoidmaze" or "giant" in env else 0.99,
+        "subgoal_steps": 100 if world == "humanoidmaze" else 25 if maze else 10,
+    }
+    if system != "gcbc":
+        settings["actor_p_random"] = {"stitch": 0.5, "explore": 1.0}.get(kind, 0.0)
+    if system == "gciql":
+        settings["alpha"] = {
+            "pointmaze": 0.003,
+            "antmaze": 0.01 if kind == "explore" else 0.3,
+            "humanoidmaze": 0.1,
+        }.get(world, 0.03 if kind == "noisy" else 1.0)
+    if system in ("hiql", "ota") and env.startswith("antmaze") and kind == "explore":
+        settings |= {"low_alpha": 10.0, "high_alpha": 10.0}
+    return settings

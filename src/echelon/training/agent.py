@@ -1,0 +1,139 @@
+"""What a trainable system is: an `Agent` with ordered `Update`s, and the step that applies them.
+
+One training step is: `prepare` the batch (no gradient), then every due update in order (loss, gradients, targets,
+optimiser), then `commit`. A later update sees the weights that an earlier one moved.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from echelon.hierarchy.level import Level
+from echelon.training.config import Config
+from echelon.training.runtime import Runtime
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Sizes that an agent's networks need: `observation_dim` (goals have the same) and `action_dim`."""
+
+    observation_dim: int
+    action_dim: int
+
+
+@dataclass(frozen=True)
+class Polyak:
+    """target <- rate * online + (1 - rate) * target, with the online weights from before the optimiser's step."""
+
+    online: nn.Module
+    target: nn.Module
+    rate: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser step: `loss(batch) -> (scalar, metrics)` on the parameters of `modules`.
+
+    It runs at every `every`-th training step, `repeat` times. `targets` move between the gradient and the step.
+    """
+
+    name: str
+    loss: Callable[[Batch], tuple[Tensor, Metrics]]
+    modules: Sequence[nn.Module]
+    lr: float
+    targets: Sequence[Polyak] = ()
+    every: int = 1
+    repeat: int = 1
+
+
+class Agent(nn.Module, ABC):
+    """Base of every trainable system. Subclasses are final: they add networks and implement `updates` and `levels`."""
+
+    Config: ClassVar[type[Config]]
+
+    @abstractmethod
+    def updates(self) -> tuple[Update, ...]:
+        """The ordered updates of one training step."""
+
+    @abstractmethod
+    def levels(self) -> tuple[Level, ...]:
+        """The acting hierarchy, top level first, greedy."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Turn what the source delivered into what the losses read (credit, learned rewards); runs without gradient."""
+        return batch
+
+    def commit(self, aux: Metrics) -> None:
+        """Change state outside the optimisers (queues, multipliers, counters) after the step's last update."""
+
+    def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        """Named goal-conditioned values [B] for observation, goal [B, O]; empty for systems without any."""
+        return {}
+
+    def subgoals(self, observation: Tensor, goal: Tensor, candidates: Tensor) -> Tensor | None:
+        """The states [B, O] among `candidates` [C, O] that the top level asks for; None without such a level."""
+        return None
+
+
+@dataclass
+class Learner:
+    """Applies an agent's updates: owns its optimisers and knows the fast path of this machine."""
+
+    agent: Agent
+    runtime: Runtime
+    updates: tuple[Update, ...] = field(init=False)
+    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.updates = self.agent.updates()
+        self.optimizers = {u.name: self.runtime.adam(_parameters(u.modules), u.lr) for u in self.updates}
+        self._targets = {u.name: [_pairs(p) for p in u.targets] for u in self.updates}
+
+    def step(self, step: int, batch: Batch) -> Metrics:
+        """Do training step number `step` (from 1); returns metrics as tensors, so nothing waits for the device."""
+        aux: Metrics = {}
+        with torch.no_grad():
+            batch = self.agent.prepare(batch)
+        for update in self.updates:
+            if step % update.every:
+                continue
+            optimizer = self.optimizers[update.name]
+            for _ in range(update.repeat):
+                with self.runtime.autocast():
+                    loss, metrics = update.loss(batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                for polyak, (targets, sources) in zip(update.targets, self._targets[update.name], strict=True):
+                    self.runtime.lerp_(targets, sources, polyak.rate)
+                optimizer.step()
+            aux[f"loss/{update.name}"] = loss.detach()
+            aux.update(metrics)
+        with torch.no_grad():
+            self.agent.commit(aux)
+        return aux
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser states by update name."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return list({id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values())
+
+
+def _pairs(polyak: Polyak) -> tuple[list[Tensor], list[Tensor]]:
+    return [p.data for p in polyak.target.parameters()], [p.data for p in polyak.online.parameters()]

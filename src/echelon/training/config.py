@@ -1,0 +1,100 @@
+"""Run configuration: frozen dataclasses that go to JSON and back without ever naming code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from echelon.errors import UsageError, unknown
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every run has. Systems add their hyper-parameters; the defaults are the published ones."""
+
+    system: ClassVar[str]
+    """Registry name of the system that this configures."""
+
+    env: str = "pointmaze-medium-navigate-v0"
+    """Environment and data set."""
+    seed: int = 0
+    """Seed of everything random: initial weights, batches, evaluation. Results report 0, 1, 2, …; tune on 100 and up."""
+    updates: int = 1_000_000
+    """Gradient steps (OGBench: 1 M from states)."""
+    batch_size: int = 1024
+    """Transitions a batch."""
+    transitions: int | None = None
+    """Train on the first episodes that hold this many transitions; all when absent."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    eval_every: int = 100_000
+    """Updates between evaluations; the reported score is the mean over the last three."""
+    eval_episodes: int = 50
+    """Evaluation episodes for each of the five test tasks."""
+    log_every: int = 1_000
+    """Updates between lines of metrics."""
+    checkpoint_every: int = 10_000
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "eval_every", "eval_episodes", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise UsageError(f"lr must be positive, got {self.lr}")
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON data: {"system": name, "config": {field: value}}."""
+    return {"system": config.system, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+def from_json(cls: type[C], values: dict[str, Any]) -> C:
+    """Rebuild a configuration from its "config" part; unknown or missing fields and wrong types are refused by name."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    resolved = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown(f"field of {cls.system}'s configuration", name, fields)
+        resolved[name] = tuple(value) if isinstance(value, list) else value
+        if not _fits(resolved[name], hints[name]):
+            raise UsageError(f"{cls.system}: field {name} must be {hints[name]}, got {value!r}")
+    return cls(**resolved)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration file as written next to every run."""
+    try:
+        document = json.loads(path.read_text())
+        document["system"], document["config"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f'{path} is not a run configuration ({{"system": …, "config": {{…}}}}): {error}') from error
+    return document
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is typing.Literal:
+            if value in typing.get_args(option):
+                return True
+        elif origin is tuple:
+            if isinstance(value, tuple) and all(_fits(v, typing.get_args(option)[0]) for v in value):
+                return True
+        elif origin is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return True
+        elif origin is bool or isinstance(value, bool):
+            if origin is bool and isinstance(value, bool):
+                return True
+        elif isinstance(value, origin):
+            return True
+    return False

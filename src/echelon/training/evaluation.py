@@ -1,0 +1,76 @@
+"""Evaluation by OGBench's protocol: five fixed test tasks, n episodes each, greedy, success as the environment says it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from echelon.envs.ogbench import make_env
+from echelon.hierarchy.runner import Reset, Runner
+from echelon.hierarchy.world import from_gym
+from echelon.rollout import Rollout
+from echelon.training.agent import Agent
+
+TASKS = (1, 2, 3, 4, 5)
+LAST = 3
+"""How many of the last evaluations the reported score averages."""
+
+
+class Evaluation(NamedTuple):
+    """`row` is the line for evaluations.jsonl, `rollout` the record of what happened."""
+
+    row: dict[str, Any]
+    rollout: Rollout
+
+
+class Evaluator:
+    """Runs an agent on the five tasks of `env`; worlds are built once and reused.
+
+    Episode e of a task starts from a seed made of (seed, step, task, e): another system's run with the same seed meets
+    the same start and goal noise at the same step.
+    """
+
+    def __init__(self, env: str, episodes: int, seed: int, slots: int = 25):
+        self.env, self.episodes, self.seed = env, episodes, seed
+        self.world = from_gym([make_env(env) for _ in range(min(slots, episodes * len(TASKS)))])
+
+    def run(self, agent: Agent, step: int) -> Evaluation:
+        """Evaluate `agent` greedily as it is after `step` updates."""
+        started = time.monotonic()
+        resets = [
+            Reset(seed=_episode_seed(self.seed, step, task, e), options={"task_id": task}, labels={"task": task})
+            for e in range(self.episodes)
+            for task in TASKS
+        ]
+        agent.eval()
+        device = next(agent.parameters()).device
+        rollout = Runner(agent.levels(), self.world, device=device, info_labels=("success",)).episodes(resets)
+        agent.train()
+        task = torch.as_tensor(rollout.streams.labels["task"])
+        success = torch.as_tensor(rollout.streams.labels["success"]).float()
+        tasks = {f"task{t}": [int(x) for x in success[task == t]] for t in TASKS}
+        row = {
+            "step": step,
+            "success": float(success.mean()),
+            "tasks": tasks,
+            "seconds": round(time.monotonic() - started, 2),
+            "load": round(os.getloadavg()[0], 2),
+        }
+        return Evaluation(row, rollout)
+
+
+def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reported score: mean success over the tasks of the last three evaluations; with each task's own mean."""
+    last = rows[-LAST:]
+    tasks = {name: sum(sum(r["tasks"][name]) / len(r["tasks"][name]) for r in last) / len(last) for name in last[0]["tasks"]}
+    return {"score": sum(tasks.values()) / len(tasks), "tasks": tasks, "evaluations": len(last)}
+
+
+def _episode_seed(seed: int, step: int, task: int, episode: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}/{task}/{episode}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % 2**31

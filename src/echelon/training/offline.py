@@ -1,0 +1,119 @@
+"""The offline training loop: batches, updates, metrics, evaluations and checkpoints of one run, resumable at any step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echelon.data.source import OfflineSource
+from echelon.training import checkpoint
+from echelon.training.agent import Agent, DataSpec, Learner, Metrics
+from echelon.training.config import Config
+from echelon.training.evaluation import Evaluator
+from echelon.training.interrupt import Interrupt
+from echelon.training.metrics import JsonLines, MetricsWriter
+from echelon.training.progress import Progress
+from echelon.training.runtime import Runtime
+
+
+@dataclass
+class OfflineRun:
+    """Everything that one run's training state consists of; `train` moves it, checkpoints hold it."""
+
+    directory: Path
+    config: Config
+    agent: Agent
+    source: OfflineSource
+    runtime: Runtime
+    evaluator: Evaluator
+    learner: Learner = field(init=False)
+    step: int = 0
+    train_s: float = 0.0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.learner = Learner(self.agent, self.runtime)
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        optimizers, description = checkpoint.flatten(self.learner.state_dict(), "optimizer")
+        source = self.source.state_dict()
+        tensors = {f"agent.{k}": v for k, v in self.agent.state_dict().items()} | optimizers
+        tensors["source.generator"] = source["generator"]
+        state = {"optimizer": description, "source_position": source["position"], "train_s": self.train_s}
+        checkpoint.save(self.directory, self.step, tensors, state)
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint, bit for bit."""
+        load_weights(self.agent, found)
+        self.learner.load_state_dict(checkpoint.unflatten(found.tensors, found.state["optimizer"]))
+        self.source.load_state_dict(
+            {"generator": found.tensors["source.generator"], "position": found.state["source_position"]}
+        )
+        self.step, self.train_s = found.step, found.state["train_s"]
+
+    def train(self, tensorboard: bool = False) -> bool:
+        """Train to the end of the budget; False if a signal asked to stop (the state is saved then)."""
+        c = self.config
+        evaluations = JsonLines(self.directory / "evaluations.jsonl")
+        label = f"{c.system} on {c.env}, seed {c.seed}"
+        with (
+            Interrupt() as interrupt,
+            MetricsWriter(self.directory, tensorboard) as metrics,
+            Progress(c.updates, label, start=self.step) as progress,
+        ):
+            metrics.truncate_after(self.step)
+            self.evaluations = evaluations.truncate_after(self.step)
+            while self.step < c.updates:
+                self.step += 1
+                started = time.perf_counter()
+                values = self.learner.step(self.step, self.source.next())
+                self.train_s += time.perf_counter() - started
+                if self.step % c.log_every == 0 or self.step == c.updates:
+                    self._log(metrics, progress, values)
+                if self.step % c.eval_every == 0 or self.step == c.updates:
+                    progress.note("evaluating")
+                    self._evaluate(metrics, evaluations, progress)
+                    progress.note("")
+                if self.step % c.checkpoint_every == 0 or self.step == c.updates or interrupt.requested:
+                    metrics.flush()
+                    evaluations.flush()
+                    self.save()
+                progress.update(self.step)
+                if interrupt.requested:
+                    break
+        evaluations.close()
+        return self.step >= c.updates
+
+    def _log(self, metrics: MetricsWriter, progress: Progress, values: Metrics) -> None:
+        rate: dict[str, float | Tensor] = {"updates_per_s": self.step / max(self.train_s, 1e-9)}
+        numbers = metrics.write(self.step, "train", rate | values)
+        progress.update(self.step, {k: v for k, v in numbers.items() if k.startswith("loss/")})
+
+    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
+        row, rollout = self.evaluator.run(self.agent, self.step)
+        rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
+        evaluations.append(row)
+        self.evaluations.append(row)
+        means = {f"success/{name}": sum(x) / len(x) for name, x in row["tasks"].items()}
+        metrics.write(self.step, "eval", {"success": row["success"], **means})
+        progress.print(f"step {self.step}: success {row['success']:.2f}  "
+                       + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
+
+
+def load_weights(agent: Agent, found: checkpoint.Checkpoint) -> None:
+    """Copy a checkpoint's weights into `agent`."""
+    weights = {k.removeprefix("agent."): v for k, v in found.tensors.items() if k.startswith("agent.")}
+    agent.load_state_dict(weights)
+
+
+def build_agent(cls: type[Agent], config: Config, spec: DataSpec) -> Agent:
+    """Build the networks for the data's sizes, with initial weights that depend on the configuration's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return cls(config, spec)

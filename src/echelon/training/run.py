@@ -1,0 +1,164 @@
+"""One run from configuration to result: the run directory, its identity, training, resuming, loading, evaluating."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from echelon.data.source import OfflineSource
+from echelon.envs.collect import ensure
+from echelon.errors import CheckpointError, UsageError
+from echelon.training import checkpoint
+from echelon.training.agent import Agent, DataSpec
+from echelon.training.codehash import code_hash
+from echelon.training.config import Config, from_json, read_json, to_json
+from echelon.training.evaluation import Evaluator, score
+from echelon.training.offline import OfflineRun, build_agent, load_weights
+from echelon.training.runtime import Runtime, choose
+
+Say = Callable[[str], None]
+
+
+def train(
+    cls: type[Agent],
+    config: Config,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    tensorboard: bool = False,
+    say: Say = print,
+) -> Path | None:
+    """Train `cls` as `config` says in the directory `out`, or go on with the unfinished run of that configuration there.
+
+    Returns the run's directory; None if a signal stopped it (its state is saved). Raises UsageError if `out` holds a run
+    of another configuration.
+    """
+    directory = Path(out) if out is not None else default_directory(config)
+    check_directory(directory, config)
+    store = ensure(config.env, config.transitions)
+    with checkpoint.RunLock(directory):
+        if (directory / "result.json").exists():
+            say(f"{directory} is finished already")
+            return directory
+        found = checkpoint.latest(directory)
+        for refused in found.refused if found else ():
+            say(f"refused: {refused}; using {found.path.name if found else ''}")
+        recorded = _recorded(directory) if found else None
+        runtime = choose(device, precision, threads, recorded)
+        with runtime.active():
+            say(f"{config.system} on {config.env}, seed {config.seed}: {runtime.describe()}")
+            source = OfflineSource(store, config.goals(), config.batch_size, config.seed, runtime.device)
+            agent = build_agent(cls, config, DataSpec(source.observations.shape[-1], source.actions.shape[-1]))
+            evaluator = Evaluator(config.env, config.eval_episodes, config.seed)
+            run = OfflineRun(directory, config, agent.to(runtime.device), source, runtime, evaluator)
+            if found:
+                run.restore(found)
+                say(f"resumed at step {run.step}")
+            else:
+                _begin(directory, cls, config, runtime, store.manifest)
+            finished = run.train(tensorboard)
+        if finished:
+            _finish(run)
+            return directory
+    say(f"stopped at step {run.step}; continue with: echelon resume {directory}")
+    return None
+
+
+def evaluate(cls: type[Agent], directory: Path | str, episodes: int, seed: int = 0) -> dict[str, Any]:
+    """Evaluate a run's newest checkpoint with `episodes` episodes a task; returns success by task. Writes nothing."""
+    directory = Path(directory)
+    agent, step = load_agent(cls, directory)
+    config = load_config(cls, directory)
+    with choose("cpu", "float32").active():
+        return Evaluator(config.env, episodes, seed).run(agent, step).row
+
+
+def load_config(cls: type[Agent], directory: Path | str) -> Config:
+    """The configuration that a run was started with."""
+    document = read_json(Path(directory) / "config.json")
+    if document["system"] != cls.Config.system:
+        raise UsageError(f"{directory} is a run of '{document['system']}', not of '{cls.Config.system}'")
+    return from_json(cls.Config, document["config"])
+
+
+def load_agent(cls: type[Agent], directory: Path | str) -> tuple[Agent, int]:
+    """A run's agent with the weights of its newest checkpoint, on the CPU, and the step of that checkpoint."""
+    found = checkpoint.latest(directory)
+    if found is None:
+        raise CheckpointError(f"{directory} has no checkpoint yet; train it first: echelon resume {directory}")
+    spec = DataSpec(**json.loads((Path(directory) / "identity.json").read_text())["spec"])
+    agent = build_agent(cls, load_config(cls, directory), spec)
+    load_weights(agent, found)
+    return agent.eval(), found.step
+
+
+def default_directory(config: Config) -> Path:
+    """Where a run goes when nothing else is said."""
+    return Path("runs") / f"{config.system}-{config.env}" / f"seed-{config.seed}"
+
+
+def check_directory(directory: Path, config: Config) -> None:
+    """Refuse a directory that holds something else than a run of this configuration."""
+    file = directory / "config.json"
+    if not file.exists():
+        if directory.exists() and any(p.name != ".lock" for p in directory.iterdir()):
+            raise UsageError(f"{directory} is not empty and holds no run; choose another directory with --out")
+        return
+    here, there = to_json(config), read_json(file)
+    if here != there:
+        fields = here["config"].keys() | there["config"].keys()
+        differ = sorted(k for k in fields if here["config"].get(k) != there["config"].get(k)) or ["system"]
+        raise UsageError(
+            f"{directory} holds a run of another configuration (different: {', '.join(differ)}); "
+            f"choose another directory with --out, or continue that run: echelon resume {directory}"
+        )
+
+
+def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, manifest: dict[str, Any]) -> None:
+    spec = {"observation_dim": manifest["columns"]["observations"]["shape"][-1],
+            "action_dim": manifest["columns"]["actions"]["shape"][-1]}  # fmt: skip
+    identity = {
+        "commit": _commit(),
+        "code_hash": code_hash(type(config).__module__),
+        "seed": config.seed,
+        **runtime.identity(),
+        "spec": spec,
+        "data": {k: manifest.get(k) for k in ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    checkpoint.write_json(directory / "identity.json", identity)
+    checkpoint.write_json(directory / "config.json", to_json(config))
+
+
+def _finish(run: OfflineRun) -> None:
+    result = {
+        **score(run.evaluations),
+        "updates": run.step,
+        "train_s": round(run.train_s, 1),
+        "evaluation_s": round(sum(row["seconds"] for row in run.evaluations), 1),
+        "load": round(os.getloadavg()[0], 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    checkpoint.write_json(run.directory / "result.json", result)
+
+
+def _recorded(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "identity.json").read_text())
+
+
+def _commit() -> str | None:
+    """The git commit of the code, with "+" if files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
