@@ -1,0 +1,326 @@
+"""What a page shows, read from run directories: plain arrays and facts, nothing drawn yet.
+
+A run that lacks something (no rollouts, not a maze, no checkpoint) keeps a sentence in `Run.missing` under the name of
+the section that it leaves empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.data.store import Store, cache_dir, exists
+from echelon.envs.maze import MazeMap
+from echelon.errors import DataError, UsageError
+from echelon.systems import index
+from echelon.training.metrics import read_jsonl
+
+Array = NDArray[np.float64]
+EPISODES_PER_TASK = 4
+LAST_EVALUATIONS = 3
+MAZES = ("pointmaze", "antmaze", "humanoidmaze")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: outcomes (0 or 1) of the episodes of each task."""
+
+    step: int
+    tasks: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training metric: values [P] at steps [P]."""
+
+    step: Array
+    value: Array
+
+
+@dataclass
+class Episode:
+    """One recorded evaluation episode: positions [T+1, 2]; the probes of the trained agent add the rest."""
+
+    task: str
+    success: bool
+    observation: NDArray[np.float32]
+    goal: NDArray[np.float32]
+    path: Array
+    subgoals: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    """float64[M, 3]: tick, and x, y of the subgoal chosen there."""
+    values: dict[str, Array] = field(default_factory=dict)
+    """Value of each named value function at every tick, float64[T]."""
+
+
+@dataclass
+class Run:
+    """One run directory. `fields` holds a value field [H, W] (NaN in walls) for each task and value function."""
+
+    path: Path
+    system: str
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    result: dict[str, Any]
+    evaluations: list[Evaluation]
+    metrics: dict[str, Curve]
+    episodes: list[Episode] = field(default_factory=list)
+    rollout_step: int | None = None
+    spans: dict[str, Array] = field(default_factory=dict)
+    fields: dict[str, dict[str, Array]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def env(self) -> str:
+        """Environment (and data set) of the run."""
+        return str(self.config.get("env", ""))
+
+    @property
+    def order_consistency(self) -> dict[str, float]:
+        """Share of k-step moves along expert paths that raise the value, by value function; empty when not measured."""
+        found = self.result.get("order_consistency")
+        if isinstance(found, dict):
+            return {name: float(value) for name, value in found.items()}
+        last = {name: curve.value[-1] for name, curve in self.metrics.items() if name.startswith("order_consistency/")}
+        return {name.partition("/")[2]: float(value) for name, value in last.items()}
+
+
+@dataclass
+class Group:
+    """The seeds of one system in one environment with one configuration: one colour of the page."""
+
+    label: str
+    system: str
+    env: str
+    sentence: str
+    runs: list[Run]
+    style: int
+    defaults: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def maze(self) -> MazeMap | None:
+        """The maze of the environment, if it is one."""
+        return MazeMap.of(self.env) if self.env.partition("-")[0] in MAZES else None
+
+    def scores(self, last: int = LAST_EVALUATIONS) -> Array | None:
+        """Outcomes in percent [seed, task, episode] of each run's `last` evaluations together; None before the first.
+
+        Seeds that have fewer episodes than others (unfinished runs) cut all to the same number.
+        """
+        return _scores([run.evaluations[-last:] for run in self.runs if run.evaluations])
+
+    def success(self) -> list[tuple[int, Array]]:
+        """(step, outcomes in percent [seed, task, episode]) of every evaluation that all seeds have."""
+        by_step = [{e.step: e for e in run.evaluations} for run in self.runs if run.evaluations]
+        common = sorted(set.intersection(*(set(steps) for steps in by_step))) if by_step else []
+        found = [(step, _scores([[steps[step]] for steps in by_step])) for step in common]
+        return [(step, scores) for step, scores in found if scores is not None]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the evaluation tasks, in order."""
+        return next((list(run.evaluations[-1].tasks) for run in self.runs if run.evaluations), [])
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why a section is empty, by section; from the first run that says so."""
+        reasons: dict[str, str] = {}
+        for run in self.runs:
+            for section, reason in run.missing.items():
+                reasons.setdefault(section, reason)
+        return reasons
+
+
+def gather(paths: Sequence[Path]) -> list[Group]:
+    """Read every run under `paths` (a run, or a folder of `seed-*` runs) and group the seeds of one configuration.
+
+    UsageError when a path holds no run or one environment or system cannot be told.
+    """
+    runs = [read_run(path) for given in paths for path in find_runs(Path(given))]
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.config.items() if name != "seed"}
+        grouped.setdefault(f"{run.system}\n{json.dumps(settings, sort_keys=True)}", []).append(run)
+    groups = []
+    for style, members in enumerate(grouped.values()):
+        members.sort(key=lambda run: run.seed)
+        title, sentence, defaults = describe(members[0].system)
+        manifest = _manifest(members[0])
+        groups.append(Group(title, members[0].system, members[0].env, sentence, members, style % 6, defaults, manifest))
+    _tell_apart(groups)
+    return groups
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run directories meant by `path`: itself, or its `seed-*` folders in order of seed."""
+    if (path / "config.json").is_file():
+        return [path]
+    seeds = [folder for folder in path.glob("seed-*") if (folder / "config.json").is_file()]
+    if not seeds:
+        what = "no config.json and no seed-* runs inside" if path.is_dir() else "no such folder"
+        raise UsageError(f"'{path}' is not a run: {what}; give a folder that `echelon train` made")
+    return sorted(seeds, key=lambda folder: (len(folder.name), folder.name))
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory; only config.json is required."""
+    document = _read_json(path / "config.json")
+    config = document.get("config")
+    if not isinstance(config, dict) or "system" not in document:
+        raise DataError(f'{path / "config.json"}: expected {{"system": …, "config": {{…}}}}')
+    evaluations = [
+        Evaluation(int(row["step"]), row["tasks"]) for row in _rows(path / "evaluations.jsonl") if "tasks" in row
+    ]
+    identity, result = _read_json(path / "identity.json"), _read_json(path / "result.json")
+    metrics = _curves(_rows(path / "metrics.jsonl"))
+    run = Run(path, str(document["system"]), config, identity, result, evaluations, metrics)
+    if not evaluations:
+        run.missing["success"] = "not evaluated yet"
+    if not metrics:
+        run.missing["metrics"] = "no metrics.jsonl"
+    _read_rollout(run)
+    return run
+
+
+def _read_rollout(run: Run) -> None:
+    """Fill in the episodes and span lengths from the newest recorded rollout."""
+    from echelon.rollout import Rollout
+
+    recorded = sorted((run.path / "rollouts").glob("step_*.safetensors"))
+    if not recorded:
+        run.missing["episodes"] = run.missing["spans"] = "no evaluation episodes were recorded (rollouts/ is empty)"
+        return
+    rollout = Rollout.load(recorded[-1].with_suffix(""))
+    run.rollout_step = int(recorded[-1].stem.removeprefix("step_"))
+    run.spans = {
+        level: (decisions.stop - decisions.start).double().numpy() for level, decisions in rollout.decisions.items()
+    }
+    if run.env.partition("-")[0] not in MAZES:
+        run.missing["episodes"] = f"{run.env} is not a maze, so there is no path to draw"
+        return
+    observation = np.asarray(rollout.observation["observation"], dtype=np.float32)
+    goal = np.asarray(rollout.observation["goal"], dtype=np.float32)
+    final = np.asarray(rollout.streams.final_observation["observation"], dtype=np.float32)
+    tasks, success = (rollout.streams.labels[name] for name in ("task", "success"))
+    stream, tick = np.asarray(rollout.stream), np.asarray(rollout.tick)
+    kept: dict[str, int] = {}
+    for number in range(len(tasks)):
+        name = task_name(tasks[number])
+        if kept.setdefault(name, 0) >= EPISODES_PER_TASK:
+            continue
+        kept[name] += 1
+        items = np.flatnonzero(stream == number)
+        items = items[np.argsort(tick[items], kind="stable")]
+        path = np.concatenate([observation[items, :2], final[number : number + 1, :2]]).astype(np.float64)
+        run.episodes.append(Episode(name, bool(success[number]), observation[items], goal[items], path))
+
+
+def task_name(label: object) -> str:
+    """`task3` for the label 3, 3.0 or "task3"."""
+    text = str(label.item()) if hasattr(label, "item") else str(label)
+    return text if text.startswith("task") else f"task{int(float(text))}"
+
+
+def seeds_table(curves: Iterable[Curve], points: int = 120) -> tuple[Array, Array]:
+    """Common steps [P] and values [S, P] of several seeds' curves, averaged into at most `points` bins."""
+    curves = [curve for curve in curves if len(curve.step)]
+    shortest = min(curves, key=lambda curve: curve.step[-1])
+    steps = shortest.step
+    values = np.stack([np.interp(steps, curve.step, curve.value) for curve in curves])
+    if len(steps) > points:
+        edges = np.linspace(0, len(steps), points + 1).astype(int)[:-1]
+        counts = np.diff(np.append(edges, len(steps)))
+        values = np.add.reduceat(values, edges, axis=1) / counts
+        steps = np.add.reduceat(steps, edges) / counts
+    return steps, values
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, Curve]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            known = name in ("step", "time_s") or name.partition("/")[0] == "success"
+            if not known and isinstance(value, int | float):
+                points.setdefault(name, []).append((float(row["step"]), float(value)))
+    arrays = {name: np.array(pairs) for name, pairs in points.items()}
+    return {name: Curve(pairs[:, 0], pairs[:, 1]) for name, pairs in arrays.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def describe(system: str) -> tuple[str, str, dict[str, Any]]:
+    """(title, sentence, default configuration) of a system; the bare name when the index does not know it."""
+    row = index.rows().get(system)
+    if row is None:
+        return system, "", {}
+    if row.target is None:
+        return row.name, row.title, {}
+    agent = index.load(system)
+    heading = (sys.modules[agent.__module__].__doc__ or row.title).strip().splitlines()[0]
+    defaults = {item.name: item.default for item in dataclasses.fields(agent.Config)}
+    return row.name, heading.removeprefix(f"{row.name}:").strip(), defaults
+
+
+def _manifest(run: Run) -> dict[str, Any] | None:
+    name = store_name(run.env)
+    return Store.open(name).manifest if name else None
+
+
+def store_name(env: str) -> str | None:
+    """Name of the data set on this machine: the whole one, else the largest part of it; None when there is neither."""
+    if exists(env):
+        return env
+    parts = [folder.name for folder in cache_dir().glob(f"{env}@*") if exists(folder.name)]
+    return max(parts, key=lambda name: int(name.rpartition("@")[2]), default=None)
+
+
+def _scores(seeds: list[list[Evaluation]]) -> Array | None:
+    if not seeds:
+        return None
+    tasks = list(seeds[0][-1].tasks)
+    pooled = [[np.concatenate([e.tasks[name] for e in evaluations]) for name in tasks] for evaluations in seeds]
+    episodes = min(len(outcomes) for run in pooled for outcomes in run)
+    return 100.0 * np.array([[outcomes[-episodes:] for outcomes in run] for run in pooled], dtype=np.float64)
+
+
+def _tell_apart(groups: list[Group]) -> None:
+    """Add the environment, then the differing settings, to labels that would otherwise be equal."""
+    if len({group.env for group in groups}) > 1:
+        for group in groups:
+            group.label = f"{group.label}, {group.env.removesuffix('-v0')}"
+    for label in {group.label for group in groups}:
+        alike = [group for group in groups if group.label == label]
+        if len(alike) < 2:
+            continue
+        configs = [group.runs[0].config for group in alike]
+        differing = [name for name in configs[0] if len({json.dumps(c.get(name)) for c in configs}) > 1]
+        differing = [name for name in differing if name not in ("seed", "env")]
+        for group, config in zip(alike, configs, strict=True):
+            group.label = f"{label} ({', '.join(f'{name} {config.get(name)}' for name in differing[:2])})"

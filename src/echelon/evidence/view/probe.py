@@ -1,0 +1,100 @@
+"""Ask a trained agent what it thinks: value fields over a maze, values along a path, the subgoals it would choose."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echelon.data.store import Store
+from echelon.envs.maze import MazeMap
+from echelon.errors import CheckpointError, UsageError
+from echelon.evidence.view.gather import Episode, Group, Run, store_name
+from echelon.evidence.view.mazes import field_mask, field_points
+from echelon.training.agent import Agent
+
+SUBGOALS_PER_EPISODE = 40
+CANDIDATES = 1000
+
+
+def probe(group: Group) -> None:
+    """Add value fields, values along the recorded paths and subgoals to every run of `group` that has a checkpoint.
+
+    What cannot be had is noted in the run's `missing`: no checkpoint, or no data set here to take states from.
+    """
+    from echelon.systems.launch import load_agent
+
+    if group.maze is None:
+        return
+    states = data_states(group.env)
+    for run in group.runs:
+        try:
+            agent = load_agent(run.path)
+        except (CheckpointError, UsageError) as error:
+            run.missing["fields"] = run.missing["subgoals"] = f"no trained networks to ask: {error}"
+            continue
+        with torch.no_grad():
+            _fields(agent, run, group.maze, states)
+            _along(agent, run, states)
+
+
+def data_states(env: str) -> Tensor | None:
+    """Evenly spaced states [C, O] of the data set, or None when it is not on this machine."""
+    name = store_name(env)
+    if name is None:
+        return None
+    rows = Store.open(name).columns["observations"]
+    return torch.from_numpy(
+        np.asarray(rows[np.linspace(0, len(rows) - 1, 20 * CANDIDATES).astype(int)], dtype=np.float32)
+    )
+
+
+def _fields(agent: Agent, run: Run, maze: MazeMap, states: Tensor | None) -> None:
+    mask = field_mask(maze)
+    observation = _states_at(field_points(maze)[mask], run, states)
+    if observation is None:
+        run.missing["fields"] = "the data set is not on this machine, so there are no full states to place in the maze"
+        return
+    for task in maze.tasks:
+        goal = _states_at(np.array([task.goal_xy]), run, states)
+        if goal is None:
+            continue
+        found = agent.value_functions(observation, goal.expand_as(observation))
+        for name, value in found.items():
+            image = np.full(mask.shape, np.nan)
+            image[mask] = value.double().numpy()
+            run.fields.setdefault(task.name, {})[name] = image
+    if not run.fields:
+        run.missing["fields"] = "this system learns no goal-conditioned value"
+
+
+def _states_at(points: np.ndarray, run: Run, states: Tensor | None) -> Tensor | None:
+    """A state [P, O] at each position [P, 2]: the position if that is the whole state, else the nearest data state."""
+    wanted = torch.from_numpy(points.astype(np.float32))
+    size = run.episodes[0].observation.shape[1] if run.episodes else (states.shape[1] if states is not None else 2)
+    if size == 2:
+        return wanted
+    if states is None:
+        return None
+    return states[torch.cdist(wanted, states[:, :2]).argmin(1)]
+
+
+def _along(agent: Agent, run: Run, states: Tensor | None) -> None:
+    for episode in run.episodes:
+        observation, goal = torch.from_numpy(episode.observation), torch.from_numpy(episode.goal)
+        values = agent.value_functions(observation, goal)
+        episode.values = {name: value.double().numpy() for name, value in values.items()}
+        if states is not None and "subgoals" not in run.missing:
+            _subgoals(agent, run, episode, observation, goal, states)
+    if states is None:
+        run.missing["subgoals"] = "the data set is not on this machine, so a subgoal has no nearest state to show"
+
+
+def _subgoals(agent: Agent, run: Run, episode: Episode, observation: Tensor, goal: Tensor, states: Tensor) -> None:
+    ticks = torch.linspace(0, len(observation) - 1, SUBGOALS_PER_EPISODE).round().long().unique()
+    candidates = states[:: max(len(states) // CANDIDATES, 1)]
+    chosen = agent.subgoals(observation[ticks], goal[ticks], candidates)
+    if chosen is None:
+        run.missing["subgoals"] = "a flat policy: it chooses no subgoals"
+        return
+    episode.subgoals = torch.cat([ticks[:, None].double(), chosen[:, :2].double()], dim=1).numpy()
