@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from echelon.systems import index
-from echelon.training.codehash import PACKAGE, TRAINER, Hashes, code_hash, code_hashes, module_hash
+from echelon.training.codehash import PACKAGE, TRAINER, Hashes, code_hash, code_hashes, digest, module_hash
 
+__all__ = ["Hashes", "changes", "digest", "of_result", "of_run"]
 ESTIMATOR = "evidence/statistics.py"
 
 

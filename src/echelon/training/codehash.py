@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -61,13 +61,13 @@ def closure(roots: Iterable[str], package: Path = PACKAGE) -> dict[str, Path]:
         if file is None or name in found or name in SILENT or name.split(".")[1:2] in ([room] for room in UNFOLLOWED):
             continue
         found[name] = file
-        pending += _imports(_code(file), name, package)
+        pending += _imports(file, file.stat().st_mtime_ns, name, package)
     return found
 
 
 def module_hash(file: Path) -> str:
     """Hash of one module's code, 12 hexadecimal digits."""
-    return _short(_text(_code(file)))
+    return _hash(file, file.stat().st_mtime_ns)
 
 
 def _file(name: str, package: Path) -> Path | None:
@@ -79,27 +79,28 @@ def _file(name: str, package: Path) -> Path | None:
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
 
 
-def _imports(tree: ast.Module, module: str, package: Path) -> Iterator[str]:
+@cache
+def _imports(file: Path, changed_ns: int, module: str, package: Path) -> list[str]:
     """Dotted names of the modules that a module imports."""
-    is_package = _file(f"{module}.__init__", package) is not None
-    for node in ast.walk(tree):
+    names: list[str] = []
+    parts = module.split(".")
+    for node in ast.walk(_stripped(file)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            parts = module.split(".")
-            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            above = parts[: len(parts) - node.level + (file.name == "__init__.py")] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                submodule = f"{base}.{alias.name}"
-                yield submodule if _file(submodule, package) else base
-
-
-def _code(file: Path) -> ast.Module:
-    return _stripped(file, file.stat().st_mtime_ns)
+            candidates = [f"{base}.{alias.name}" for alias in node.names]
+            names += [name if _file(name, package) else base for name in candidates]
+    return names
 
 
 @cache
-def _stripped(file: Path, changed_ns: int) -> ast.Module:
+def _hash(file: Path, changed_ns: int) -> str:
+    return _short(_text(_stripped(file)))
+
+
+def _stripped(file: Path) -> ast.Module:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == "claims")]
     return _Strip().visit(tree)

@@ -1,0 +1,230 @@
+"""`echelon reproduce SYSTEM`: train the arms of a system's claims, measure and judge them, and record the verdicts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echelon.claims import Arm, AtLeast, Claim, Score, Statistic, Verdict, statistic_name
+from echelon.errors import DataError, UsageError
+from echelon.evidence import codehash, results, statistics
+from echelon.evidence.run import Run
+from echelon.evidence.statistics import Estimate
+from echelon.evidence.train import Command, directory_of, echelon_train, train_all
+from echelon.systems import index
+from echelon.training.config import Config, to_json
+
+RUNS = "runs/reproduce"
+RunOf = Callable[[Config], Run]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A judged claim, and the entry of its result file."""
+
+    claim: Claim
+    verdict: Verdict
+    estimate: Estimate
+    file: Path
+    entry: results.Entry
+
+
+def reproduce(
+    system: str,
+    seeds: Sequence[int] | None = None,
+    jobs: int = 2,
+    full: bool = False,
+    out: Path | str = "results",
+    runs: Path | str = RUNS,
+    command: Command = echelon_train,
+) -> list[Outcome]:
+    """Train what the claims of `system` need and is not there yet, and append one entry a claim below `out`.
+
+    `seeds` replaces those of record (the entries say so), `full` takes the published sizes. Arms with the same
+    configuration are trained once, `jobs` at a time, below `runs`; a second call goes on where an earlier one stopped.
+    Everything is supported when `all(o.verdict == "supported" for o in outcomes)`.
+    """
+    claims = claims_of(system, full)
+    if not claims:
+        raise UsageError(f"{system} claims nothing that could be reproduced; see it beside others: echelon compare")
+    chosen = {claim.id: tuple(seeds) if seeds is not None else claim.seeds for claim in claims}
+    configs = [c for claim in claims for score in claim.scores for c in configs_of(score.arm, chosen[claim.id])]
+    trained = train_all(configs, runs, jobs, command)
+    asked = ["echelon", "reproduce", system, *(["--full"] if full else [])]
+    if seeds is not None:
+        asked += ["--seeds", ",".join(map(str, seeds))]
+    facts = {"command": shlex.join(asked), "full": full, **results.provenance()}
+    return [
+        _record(system, claim, chosen[claim.id], lambda c: trained[directory_of(c, runs)], Path(out), facts)
+        for claim in claims
+    ]
+
+
+def claims_of(system: str, full: bool = False) -> tuple[Claim, ...]:
+    """The claims that a system's module makes, none if it has no `claims`; `full`: those of the published size."""
+    module = importlib.import_module(str(index.find(system).module))
+    function = getattr(module, "claims", None)
+    if function is None:
+        return ()
+    if full and "full" not in inspect.signature(function).parameters:
+        raise UsageError(f"{system} has no claims of full size; leave out --full")
+    claims = function(full=True) if full else function()
+    ids = [claim.id for claim in claims]
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{system}: two claims with the same id among {', '.join(ids)}")
+    return claims
+
+
+def configs_of(arm: Arm, seeds: Sequence[int]) -> list[Config]:
+    """The arm's configuration for every seed; UsageError unless they differ by the seed alone."""
+    configs = [arm.config(seed) for seed in seeds]
+    settings = [_settings(config) for config in configs]
+    if [config.seed for config in configs] != list(seeds) or any(s != settings[0] for s in settings):
+        raise UsageError(f"arm '{arm.name}': config(seed) must carry that seed and change nothing else")
+    return configs
+
+
+def specification(claim: Claim) -> dict[str, Any]:
+    """What is claimed, as JSON data: if it differs from a result's, that result speaks of something else."""
+    return {
+        "test": {"kind": type(claim.test).__name__, **asdict(claim.test)},
+        "arms": [
+            {"statistic": statistic_name(score.statistic), **_settings(configs_of(score.arm, claim.seeds)[0])}
+            for score in claim.scores
+        ],
+    }
+
+
+def hashes_of(claim: Claim) -> codehash.Hashes:
+    """Hashes of the modules behind a claim's result."""
+    systems = {score.arm.config(claim.seeds[0]).system for score in claim.scores}
+    return codehash.of_result(sorted(systems), sorted({_defined_in(score) for score in claim.scores}))
+
+
+def measure(statistic: Statistic, runs: Sequence[Run]) -> np.ndarray:
+    """Scores [seed, task, episode] of several runs. DataError for values that are not finite or of different shapes."""
+    arrays = []
+    for run in runs:
+        values = np.asarray(statistic(run), dtype=float)
+        if values.ndim > 2 or values.size == 0 or not np.isfinite(values).all():
+            raise DataError(
+                f"{run.path}: {statistic_name(statistic)} must give finite numbers [task, episode]; got {values}"
+            )
+        arrays.append(values.reshape(1, -1) if values.ndim < 2 else values)
+    shapes = {array.shape: run.path for array, run in zip(arrays, runs, strict=True)}
+    if len(shapes) > 1:
+        found = ", ".join(f"{shape} in {path}" for shape, path in shapes.items())
+        raise DataError(f"runs of different tasks or numbers of episodes: {found}")
+    return np.stack(arrays)
+
+
+def judge(claim: Claim, seeds: int, method: np.ndarray, baseline: np.ndarray | None) -> tuple[Verdict, Estimate]:
+    """Verdict on scores [seed, task, episode], and what it rests on: the difference of means, or the method's mean.
+
+    One seed cannot show how much seeds differ: unless the claim itself is about one, nothing follows from it.
+    """
+    if baseline is None:
+        estimate = statistics.estimate([method])
+    else:
+        estimate = statistics.difference(method, baseline, paired=_paired(claim))
+    if seeds == 1 and len(claim.seeds) > 1:
+        return Verdict.INCONCLUSIVE, estimate
+    return claim.test.judge(estimate.value, estimate.low, estimate.high), estimate
+
+
+def table(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows for a person: claim, means of both arms, difference with interval, what is asked, verdict."""
+    header = ("claim", "method", "baseline", "estimate [95 %]", "asked", "verdict")
+    rows: list[tuple[str, ...]] = []
+    for outcome in outcomes:
+        arms = [f"{arm['name']} {arm['mean']:.3g}" for arm in outcome.entry["arms"]]
+        verdict = str(outcome.verdict) + ("" if outcome.entry["of_record"] else " (not the seeds of record)")
+        baseline = arms[1] if len(arms) > 1 else "–"
+        rows.append((outcome.claim.text, arms[0], baseline, str(outcome.estimate), str(outcome.claim.test), verdict))
+    return header, rows
+
+
+def _record(
+    system: str, claim: Claim, seeds: Sequence[int], run_of: RunOf, out: Path, facts: Mapping[str, Any]
+) -> Outcome:
+    """Measure, judge and write one claim."""
+    runs = [[run_of(config) for config in configs_of(score.arm, seeds)] for score in claim.scores]
+    scores = [measure(score.statistic, members) for score, members in zip(claim.scores, runs, strict=True)]
+    baseline = scores[1] if len(scores) > 1 else None
+    verdict, estimate = judge(claim, len(seeds), scores[0], baseline)
+    modules = hashes_of(claim)
+    entry = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": str(verdict),
+        "of_record": set(claim.seeds) <= set(seeds),
+        "text": claim.text,
+        "source": claim.source,
+        "seeds": list(seeds),
+        "estimate": {
+            "of": "mean of the method" if baseline is None else "difference of means, method - baseline",
+            **asdict(estimate),
+            "level": statistics.LEVEL,
+            "bootstrap": statistics.REPETITIONS,
+            "paired": baseline is not None and _paired(claim),
+        },
+        "improvement": None if baseline is None else _improvement(*scores),
+        "specification": specification(claim),
+        "arms": [_arm(*parts) for parts in zip(claim.scores, runs, scores, strict=True)],
+        **facts,
+        "code_hash": codehash.digest(modules),
+        "modules": modules,
+    }
+    file = results.path_of(out, system, claim.id)
+    return Outcome(claim, verdict, estimate, file, results.append(file, entry))
+
+
+def _arm(score: Score, runs: Sequence[Run], scores: np.ndarray) -> dict[str, Any]:
+    """What a result keeps of one arm."""
+    return {
+        "name": score.arm.name,
+        "mean": float(scores.mean()),
+        "episodes_a_task": scores.shape[2],
+        "runs": [
+            {
+                "seed": run.config["seed"],
+                "score": float(values.mean()),
+                "tasks": [round(float(x), 4) for x in values.mean(1)],
+                "curve": {"step": [s for s, _ in run.curve], "success": [round(y, 4) for _, y in run.curve]},
+                "result": run.result,
+                "identity": run.identity,
+            }
+            for run, values in zip(runs, scores, strict=True)
+        ],
+    }
+
+
+def _improvement(method: np.ndarray, baseline: np.ndarray) -> float | None:
+    """Probability that a run of the method beats one of the baseline; None when they have different tasks."""
+    if method.shape[1] != baseline.shape[1]:
+        return None
+    return float(statistics.probability_of_improvement(method.mean(-1), baseline.mean(-1)))
+
+
+def _paired(claim: Claim) -> bool:
+    """Whether both scores are taken on the same runs."""
+    assert claim.baseline is not None and not isinstance(claim.test, AtLeast)
+    seed = claim.seeds[0]
+    return to_json(claim.method.arm.config(seed)) == to_json(claim.baseline.arm.config(seed))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    document = to_json(config)
+    document["config"].pop("seed")
+    return document
+
+
+def _defined_in(score: Score) -> str:
+    return statistic_name(score.statistic).partition(":")[0]

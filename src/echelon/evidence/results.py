@@ -1,0 +1,151 @@
+"""Results of record: `results/<system>/<claim>.json`, a growing list of entries that no one edits.
+
+Every entry carries a checksum over itself and the entry before it, so an entry that was altered, removed or slipped in
+later is noticed when the file is read. Beside the numbers an entry says how they came about: machine, load, versions,
+git commit, and the hash of every module that they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from echelon.errors import DataError, EchelonError
+
+Entry = dict[str, Any]
+CHAIN = "chain"
+PACKAGES = ("echelon", "torch", "numpy", "gymnasium", "ogbench", "mujoco")
+LINE = 118
+
+
+def path_of(out: Path | str, system: str, claim: str) -> Path:
+    """File of one claim's results."""
+    return Path(out) / system / f"{claim}.json"
+
+
+def read(path: Path) -> list[Entry]:
+    """Entries of a result file, oldest first; none if there is no such file.
+
+    Raises DataError when the file cannot be parsed or an entry's checksum is not the one recorded.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        recorded = [entry[CHAIN] for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a result file: {error!r}") from error
+    previous = ""
+    for number, (entry, link) in enumerate(zip(entries, recorded, strict=True)):
+        if _link(previous, entry) != link:
+            raise DataError(f"{path}: entry {number} is not the one that was recorded; restore the file from git")
+        previous = link
+    return entries
+
+
+def append(path: Path, entry: Mapping[str, Any]) -> Entry:
+    """Add an entry to a result file, atomically and one process at a time; returns it as written.
+
+    Raises DataError when the file has been altered, EchelonError when it cannot be written.
+    """
+    plain = json.loads(json.dumps(dict(entry), allow_nan=False))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(path.parent):
+            entries = read(path)
+            plain[CHAIN] = _link(entries[-1][CHAIN] if entries else "", plain)
+            document = {"system": path.parent.name, "claim": path.stem, "entries": [*entries, plain]}
+            aside = path.with_name(path.name + ".tmp")
+            with aside.open("w", encoding="utf-8") as stream:
+                stream.write(pretty(document) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+    except OSError as error:
+        raise EchelonError(f"cannot write {path}: {error.strerror}") from error
+    return plain
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, load and versions at this moment: {"machine": …, "load": …, "versions": …, "git": …}."""
+    return {"machine": machine(), "load": list(os.getloadavg()), "versions": versions(), "git": git()}
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores usable by this process, memory in GiB and operating system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that numbers may depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git() -> dict[str, Any] | None:
+    """Commit of the package's checkout and whether its sources differ from it; None outside a checkout."""
+    package = Path(__file__).parents[1]
+    try:
+        head, status = (
+            subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": head, "dirty": bool(status)}
+
+
+def pretty(value: Any, indent: int = 0) -> str:
+    """JSON with one line for what fits on a line and for every list of plain numbers: readable, and short in a diff."""
+    flat = json.dumps(value, ensure_ascii=False)
+    numbers = isinstance(value, list) and not any(isinstance(item, dict | list | str) for item in value)
+    if len(flat) + indent <= LINE or numbers or not isinstance(value, dict | list):
+        return flat
+    pad = " " * (indent + 1)
+    if isinstance(value, list):
+        parts = [pad + pretty(item, indent + 1) for item in value]
+        return "[\n" + ",\n".join(parts) + "\n" + " " * indent + "]"
+    parts = [f"{pad}{json.dumps(key, ensure_ascii=False)}: {pretty(item, indent + 1)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"
+
+
+def _link(previous: str, entry: Mapping[str, Any]) -> str:
+    content = json.dumps({key: value for key, value in entry.items() if key != CHAIN}, sort_keys=True)
+    return hashlib.sha256((previous + content).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the directory itself as a lock, so that no lock file is left among the results."""
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
