@@ -55,8 +55,8 @@ def exists(path_or_name: str | Path) -> bool:
 class Store:
     """A memory-mapped data set; see the module's docstring for how rows and transitions are numbered.
 
-    `columns` maps a name to an array of R rows, `lengths` int64[E] counts the transitions of each episode, `manifest` is
-    the JSON object beside the columns.
+    `columns` maps a name to an array of R rows, `lengths` int64[E] counts the transitions of each episode, and
+    `manifest` is the JSON object beside the columns.
     """
 
     path: Path
@@ -200,10 +200,10 @@ def check_episodes(columns: Columns, source: str, first: int = 0, action_bound: 
     for name, column in columns.items():
         if not np.issubdtype(column.dtype, np.floating):
             continue
-        bad = ~np.isfinite(column).reshape(rows, -1).all(axis=1)
+        bad = np.asarray(~np.isfinite(column).reshape(rows, -1).all(axis=1))
         if bad.any():
             raise DataError(f"{source}: episode {first + _episode(ends, bad)}: a value in '{name}' is not finite")
-    out = (np.abs(columns["actions"]) > action_bound).reshape(rows, -1).any(axis=1)
+    out = np.asarray((np.abs(columns["actions"]) > action_bound).reshape(rows, -1).any(axis=1))
     if out.any():
         worst = float(np.abs(columns["actions"]).max())
         where = f"{source}: episode {first + _episode(ends, out)}"

@@ -22,7 +22,8 @@ class EnvInfo:
     action_dim: int
     limit: int
     """Steps after which a test episode is cut off."""
-    tasks: int = 5
+    tasks: tuple[str, ...] = ("task1", "task2", "task3", "task4", "task5")
+    """Names of the test tasks; task ids count from 1."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,27 @@ class DataInfo:
         return max(1, self.episodes // 10)
 
 
+def _numbered(names: str) -> tuple[str, ...]:
+    return tuple(f"task{k}_{name}" for k, name in enumerate(names.split(), 1))
+
+
 def _environments() -> dict[str, EnvInfo]:
     found = [EnvInfo(f"pointmaze-{m}-v0", "pointmaze", 2, 2, 1000) for m in ("medium", "large", "giant", "teleport")]
     found += [EnvInfo(f"antmaze-{m}-v0", "antmaze", 29, 8, 1000) for m in ("medium", "large", "giant", "teleport")]
     limits = {"medium": 2000, "large": 2000, "giant": 4000}
     found += [EnvInfo(f"humanoidmaze-{m}-v0", "humanoidmaze", 69, 21, limit) for m, limit in limits.items()]
     found += [EnvInfo(f"antsoccer-{m}-v0", "antsoccer", 42, 8, 1000) for m in ("arena", "medium")]
-    manipulation = (
-        ("cube-single", 28, 200),
-        ("cube-double", 37, 500),
-        ("cube-triple", 46, 1000),
-        ("cube-quadruple", 55, 1000),
-        ("scene", 40, 750),
-        ("puzzle-3x3", 55, 500),
-        ("puzzle-4x4", 83, 500),
-        ("puzzle-4x5", 99, 1000),
-        ("puzzle-4x6", 115, 1000),
+    cubes = (
+        ("single", 28, 200, "horizontal vertical1 vertical2 diagonal1 diagonal2"),
+        ("double", 37, 500, "single_pnp double_pnp1 double_pnp2 swap stack"),
+        ("triple", 46, 1000, "single_pnp triple_pnp pnp_from_stack cycle stack"),
+        ("quadruple", 55, 1000, "double_pnp quadruple_pnp pnp_from_square cycle stack"),
     )
-    found += [EnvInfo(f"{name}-v0", name.split("-")[0], dim, 5, limit) for name, dim, limit in manipulation]
+    found += [EnvInfo(f"cube-{n}-v0", "cube", dim, 5, limit, _numbered(tasks)) for n, dim, limit, tasks in cubes]
+    in_scene = _numbered("open unlock_and_lock rearrange_medium put_in_drawer rearrange_hard")
+    found += [EnvInfo("scene-v0", "scene", 40, 5, 750, in_scene)]
+    boards = (("3x3", 55, 500), ("4x4", 83, 500), ("4x5", 99, 1000), ("4x6", 115, 1000))
+    found += [EnvInfo(f"puzzle-{board}-v0", "puzzle", dim, 5, limit) for board, dim, limit in boards]
     return {env.name: env for env in found}
 
 
@@ -131,3 +135,8 @@ def environment(name: str) -> EnvInfo:
     if name.partition("@")[0] in DATASETS:
         return parse(name).env
     raise unknown("environment", name, [*ENVIRONMENTS, *DATASETS])
+
+
+def cannot_make(info: DataInfo) -> str:
+    """What to tell someone who wants a data set that is not stored and cannot be regenerated."""
+    return f"data set '{info.name}' needs a trained expert to make; with internet: echelon data fetch {info.name}"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from echelon.data.store import Store, cache_dir, exists, versions, write_store
-from echelon.envs.catalog import DataInfo, parse, sized
+from echelon.data.store import cache_dir, exists, versions, write_store
+from echelon.envs.catalog import DataInfo, cannot_make, parse, sized
 from echelon.envs.families import recipe, require_control
 from echelon.envs.workers import Shard, collect
 from echelon.errors import UsageError
@@ -36,13 +36,13 @@ def make(
 ) -> Path:
     """Collect data set `name` and return its folder; a set that is there already is left as it is.
 
-    `name` may be `NAME@EPISODES`, the same as `episodes`: the first episodes of the set, stored under that name. A tenth
-    as many episodes (at least one) go to `<name>-val`. `jobs` is the number of processes, `root` the folder of data sets
-    (default: the cache). Raises UsageError for unknown names and for sets that need a trained expert.
+    `name` may be `NAME@EPISODES`, the same as `episodes`: the first episodes of the set, stored under that name. A
+    tenth as many episodes (at least one) go to `<name>-val`. `jobs` is the number of processes, `root` the folder of
+    data sets (default: the cache). Raises UsageError for unknown names and for sets that need a trained expert.
     """
     info = parse(name) if episodes is None else sized(parse(name), episodes)
     if not info.regenerable:
-        raise UsageError(_cannot_make(info))
+        raise UsageError(cannot_make(info))
     if jobs < 1:
         raise UsageError(f"{jobs} jobs were asked for; ask for 1 or more")
     require_control()
@@ -60,29 +60,6 @@ def make(
     return folders["train"]
 
 
-def ensure(name: str, transitions: int | None = None, jobs: int = 2, progress: bool = True) -> Store:
-    """Open data set `name`, making it first if that is possible; with `transitions`, only as many as asked for.
-
-    `name` may also be the path of a store. With `transitions`, the result is the head of the full set if that is stored,
-    else of the smallest stored set of this recipe that is large enough, else of a new set with just enough episodes.
-    Raises UsageError naming the remedy when the set is neither there nor can be made.
-    """
-    if not exists(name):
-        info = parse(name)
-        if transitions is not None:
-            needed = min(info.episodes, -(-transitions // info.length))
-            info = sized(info, _smallest_stored(info, needed) or needed)
-        if not exists(info.name):
-            if not info.regenerable:
-                raise UsageError(_cannot_make(info))
-            if progress:
-                print(f"data set {info.name} is not there yet: making {info.transitions:,} transitions", flush=True)
-            make(info.name, jobs=jobs, progress=progress)
-        name = info.name
-    store = Store.open(name)
-    return store if transitions is None else store.head(transitions)
-
-
 def shards_of(info: DataInfo) -> list[Shard]:
     """The pieces in which a data set is collected. Validation episodes are numbered after those of the full set."""
     size = max(1, SHARD_ROWS.get(info.env.family, SLOW_SHARD_ROWS) // (info.length + 1))
@@ -91,19 +68,6 @@ def shards_of(info: DataInfo) -> list[Shard]:
     return [
         Shard(split, start, min(start + size, end)) for split, begin, end in ranges for start in range(begin, end, size)
     ]
-
-
-def _cannot_make(info: DataInfo) -> str:
-    return (
-        f"data set '{info.name}' is not in {cache_dir()} and needs a trained expert to make; "
-        f"with internet: echelon data fetch {info.name}"
-    )
-
-
-def _smallest_stored(info: DataInfo, needed: int) -> int | None:
-    base = info.name.partition("@")[0]
-    sizes = [path.name.partition("@")[2] for path in cache_dir().glob(f"{base}@*") if exists(path)]
-    return min((int(size) for size in sizes if size.isdecimal() and int(size) >= needed), default=None)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ _LAYOUTS = {
     "/############",
     "giant": "################/#.#......##....#/#.#.##.#.#..##.#/#...#..#...#...#/#.###.######.#.#/#...#...#....#.#"
     "/###.#.#..#.#.###/#...#..#...#...#/#.#.#.######.#.#/#.###...#...##.#/#.....#...#....#/################",
-    "teleport": "############/#.....#.#..#/##.#...#..##/##.###.....#/#....#.#.#.#/#.##.#.#.#.#/#.##.#.#.#.#/#....#...#.#"
-    "/############",
+    "teleport": "############/#.....#.#..#/##.#...#..##/##.###.....#/#....#.#.#.#/#.##.#.#.#.#/#.##.#.#.#.#"
+    "/#....#...#.#/############",
 }
 _TASKS: dict[str, tuple[tuple[Cell, Cell], ...]] = {
     "arena": (((1, 1), (6, 6)),),
@@ -101,7 +101,7 @@ class MazeMap:
 
     @property
     def teleports(self) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
-        """Cells of the inbound and of the outbound teleports (both empty in most mazes); inbound ones act within 1.5."""
+        """Cells of the inbound and of the outbound teleports, both empty in most mazes; inbound ones act within 1.5."""
         return _TELEPORTS.get(self.kind, ((), ()))
 
     def centre(self, cell: Cell) -> tuple[float, float]:
@@ -118,7 +118,7 @@ class MazeMap:
         return shifted[..., ::-1].astype(np.int64)
 
     def distances(self, goal: Cell) -> np.ndarray:
-        """int64[H, W]: steps between neighbouring cells on a shortest path to `goal`; -1 in walls and where none leads."""
+        """int64[H, W]: steps from cell to cell on a shortest path to `goal`; -1 in walls and where none leads."""
         return _distances(self, self._checked(goal)).copy()
 
     def cells_at(self, start: Cell, distance: int) -> tuple[Cell, ...]:
@@ -138,7 +138,7 @@ class MazeMap:
         return cells
 
     def direction(self, xy: np.ndarray, goal_xy: np.ndarray) -> np.ndarray:
-        """Unit vectors float64[..., 2] from positions float[..., 2] to where the guide to `goal_xy` float[2] sends them.
+        """Unit vectors float64[..., 2] from positions float[..., 2] to where the guide to `goal_xy` sends them.
 
         The guide aims at the centre of the next cell of the shortest path, and at the goal cell's centre once there.
         """
@@ -156,7 +156,7 @@ class MazeMap:
         return low, low + width * self.unit, low, low + height * self.unit
 
     def wall_boxes(self) -> list[tuple[float, float, float, float]]:
-        """(x, y, width, height) of boxes that cover the walls, one for each run of wall cells in a row; for pictures."""
+        """(x, y, width, height) of boxes that cover the walls, one a run of wall cells in a row; for pictures."""
         boxes = []
         for i, row in enumerate(self.walls):
             edges = np.flatnonzero(np.diff(np.concatenate([[0], row, [0]])))

@@ -2,21 +2,23 @@
 
 Recipe (OGBench, arXiv 2410.20092, data set types `navigate` and `stitch`):
 - navigate: start in any free cell, aim for a random vertex cell, draw another one whenever the goal is reached;
-- stitch: start in any free cell, aim for a cell at exactly 4 steps (the start itself when there is none) and stay there;
+- stitch: start in any free cell, aim for a cell at exactly 4 steps (the start itself if there is none) and stay there;
 - action = clip(direction to the next cell's centre + N(0, 0.5^2), -1, 1) in each axis;
 - start and goal positions carry uniform noise of +-1 an axis.
-A row is (observation, action, last row?, qpos and qvel before the step). In the teleport maze an observation shows where
-the point stood before it was teleported, qpos of that row where it came out, as in the released files.
+A row is (observation, action, last row?, qpos and qvel before the step). In the teleport maze an observation shows
+where the point stood before it was teleported, qpos of that row where it came out, as the published recipe has it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from echelon.envs.catalog import DataInfo
 from echelon.envs.maze import Cell, MazeMap, guide
+from echelon.envs.simulators import build
 
 RECIPE = {"name": "ogbench-pointmaze", "version": 1}
 NOISE = 0.5
@@ -42,14 +44,9 @@ class PointMazeCollector:
     """Collects episodes of one pointmaze data set; each is a function of (seed, episode number) alone."""
 
     def __init__(self, info: DataInfo):
-        import gymnasium
-        import ogbench.locomaze  # noqa: F401  (registers the environments)
-
         self.info = info
         self.maze = MazeMap.of(info.name)
-        rows = info.length + 1
-        env = gymnasium.make(info.env.name, terminate_at_goal=False, max_episode_steps=rows, disable_env_checker=True)
-        self.env = env.unwrapped  # the wrappers only count steps, which `episode` does itself
+        self.env: Any = build(info.env, collecting=True)
         self.aims: dict[Cell, list[list[tuple[float, float]]]] = {}
 
     def close(self) -> None:

@@ -64,9 +64,7 @@ def collect(info: DataInfo, seed: int, folder: Path, shards: list[Shard], jobs: 
                     continue
                 running -= 1
                 if children[k].wait() != 0:
-                    said = _log(folder, k).read_text(errors="replace").strip().splitlines()[-12:]
-                    raise DataError(f"a process that made {info.name} failed (exit {children[k].returncode}); finished "
-                                    "parts are kept, the same command goes on from there. It said:\n" + "\n".join(said))  # fmt: skip
+                    raise DataError(_failure(info.name, children[k].returncode, _log(folder, k)))
     finally:
         for child in children:
             child.kill()
@@ -89,7 +87,7 @@ def work(request: dict[str, object]) -> None:
         columns = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
         draft = folder / f".{shard.file}.{os.getpid()}"
         with draft.open("wb") as stream:
-            np.savez(stream, **columns)
+            np.savez(stream, allow_pickle=False, **columns)
         draft.rename(folder / shard.file)
     source.close()
 
@@ -116,6 +114,14 @@ def _start(info: DataInfo, seed: int, folder: Path, shards: list[Shard], k: int)
 
 def _log(folder: Path, k: int) -> Path:
     return folder / f"worker-{k}.log"
+
+
+def _failure(name: str, code: int, log: Path) -> str:
+    said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
+    return (
+        f"a process that made {name} failed (exit {code}); finished parts are kept, the same command goes on from "
+        f"there. It said:\n{said}"
+    )
 
 
 def _listen(k: int, child: subprocess.Popen[str], reports: queue.Queue[tuple[int, str]]) -> None:
