@@ -60,7 +60,7 @@ def train_all(
 
 def prepare_data(env: str, transitions: int | None) -> None:
     """Make the data set of `env` if it is not there, so that parallel trainings do not all make it."""
-    from echelon.envs.collect import ensure
+    from echelon.envs.ensure import ensure
 
     ensure(env, transitions)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from echelon.data.source import OfflineSource
-from echelon.envs.collect import ensure
+from echelon.envs.ensure import ensure
 from echelon.errors import CheckpointError, UsageError
 from echelon.training import checkpoint
 from echelon.training.agent import Agent, DataSpec
