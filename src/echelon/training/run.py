@@ -42,7 +42,7 @@ def train(
     """
     directory = Path(out) if out is not None else default_directory(config)
     check_directory(directory, config)
-    store = ensure(config.env, config.transitions)
+    store = ensure(config.env, config.transitions, say=say)
     with checkpoint.RunLock(directory):
         if (directory / "result.json").exists():
             say(f"{directory} is finished already")
