@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EchelonError as error:
         return complain(error, 1)
     except KeyboardInterrupt:
-        print("echelon: interrupted; echelon resume RUN continues an unfinished run", file=sys.stderr)
+        print("echelon: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say

@@ -32,10 +32,10 @@ def run(args: list[str]) -> int:
     options = parse(Evaluate, args, "eval")
     if options.episodes < 1:
         raise UsageError(f"--episodes {options.episodes}: at least one is needed")
-    cls, _ = runs.open_run(options.run)
-    from echelon.training.run import evaluate
+    runs.config_of(options.run)
+    from echelon.systems import launch
 
-    row = evaluate(cls, options.run, options.episodes, options.seed)
+    row = launch.evaluate(options.run, options.episodes, options.seed)
     if options.json:
         show.as_json({"run": str(options.run), **row})
         return 0

@@ -23,20 +23,4 @@ class Resume(runs.Machine):
 def run(args: list[str]) -> int:
     """Resume; exit code 130 when a signal stopped it again."""
     options = parse(Resume, args, "resume")
-    cls, config = runs.open_run(options.run)
-    from echelon.training.run import train
-
-    directory = train(
-        cls,
-        config,
-        options.run,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-        tensorboard=options.tensorboard,
-        say=runs.speaker(options.json),
-    )
-    if directory is None:
-        return 130
-    runs.show_results([runs.result_of(directory)], options.json)
-    return 0
+    return runs.train(runs.config_of(options.run), options.run, options)

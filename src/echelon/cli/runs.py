@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,6 @@ from echelon.cli import show
 from echelon.errors import UsageError
 
 if TYPE_CHECKING:
-    from echelon.training.agent import Agent
     from echelon.training.config import Config
 
 CONFIG = "config.json"
@@ -36,22 +35,13 @@ class Machine:
     """Print the result as JSON; messages go to stderr."""
 
 
-def agent_class(slug: str) -> type[Agent]:
-    """The agent class of an implemented system."""
-    from echelon.systems import index
-
-    return index.load(slug)
-
-
-def open_run(directory: Path) -> tuple[type[Agent], Config]:
-    """The agent class and configuration of the run in `directory`; UsageError says what is there instead."""
-    from echelon.training.config import read_json
-    from echelon.training.run import load_config
-
+def config_of(directory: Path) -> Config:
+    """The configuration of the run in `directory`; UsageError says what is there instead."""
     if not (directory / CONFIG).is_file():
         raise UsageError(f"{directory} holds no run; {hint(directory)}")
-    cls = agent_class(read_json(directory / CONFIG)["system"])
-    return cls, load_config(cls, directory)
+    from echelon.systems import launch
+
+    return launch.config_of(directory / CONFIG)
 
 
 def hint(directory: Path) -> str:
@@ -64,18 +54,33 @@ def hint(directory: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "train one: echelon train SYSTEM"
 
 
-def speaker(as_json: bool) -> Callable[[str], None]:
-    """Where messages go: stdout, or stderr when stdout carries JSON."""
-    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+def train(config: Config, out: Path | None, machine: Machine) -> int:
+    """Train `config` in `out`, or go on with it there, and show the result; 130 when a signal stopped it."""
+    from echelon.systems import launch
+
+    with messages(machine.json):
+        directory = launch.train(
+            config,
+            out,
+            device=machine.device,
+            precision=machine.precision,
+            threads=machine.threads,
+            tensorboard=machine.tensorboard,
+        )
+    if directory is None:
+        return 130
+    show_results([directory], machine.json)
+    return 0
 
 
-def result_of(directory: Path) -> dict[str, Any]:
-    """The result of a finished run, with its directory."""
-    return {"run": str(directory), **json.loads((directory / "result.json").read_text())}
+def messages(as_json: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where messages go within the context: stderr when stdout is to carry JSON alone, else stdout."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-def show_results(results: list[dict[str, Any]], as_json: bool) -> None:
-    """Print results of finished runs: success in percent, by task and over all."""
+def show_results(directories: list[Path], as_json: bool) -> None:
+    """Print the results of finished runs: success in percent, over all and by task."""
+    results = [{"run": str(d), **json.loads((d / "result.json").read_text())} for d in directories]
     if as_json:
         show.as_json(results)
         return

@@ -49,20 +49,20 @@ def train_all(
     wanted = {directory_of(config, root): config for config in configs}
     missing = {directory: config for directory, config in wanted.items() if not Run(directory).finished}
     for env, transitions in sorted({(c.env, c.transitions or 0) for c in missing.values()}):
-        prepare_data(env, transitions or None)
+        prepare_data(env, transitions or None, jobs)
     if missing:
-        run_many([_task(directory, config, command) for directory, config in missing.items()], jobs, label="trainings")
+        run_many([task(directory, config, command) for directory, config in missing.items()], jobs, label="trainings")
     runs = {directory: Run(directory) for directory in wanted}
     for directory, run in runs.items():
         _check(run, wanted[directory])
     return runs
 
 
-def prepare_data(env: str, transitions: int | None) -> None:
+def prepare_data(env: str, transitions: int | None, jobs: int) -> None:
     """Make the data set of `env` if it is not there, so that parallel trainings do not all make it."""
     from echelon.envs.ensure import ensure
 
-    ensure(env, transitions)
+    ensure(env, transitions, jobs)
 
 
 def progress(directory: Path, updates: int) -> float:
@@ -82,7 +82,8 @@ def one_per_seed(config: Config, seeds: Iterable[int]) -> list[Config]:
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
 
 
-def _task(directory: Path, config: Config, command: Command) -> Task:
+def task(directory: Path, config: Config, command: Command) -> Task:
+    """The child process that trains `config` in `directory`; its configuration and log lie beside the directory."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     file = directory.with_suffix(".json")
     file.write_text(json.dumps(to_json(config), indent=1) + "\n")
