@@ -83,6 +83,13 @@ class Run:
         return int(self.config.get("seed", 0))
 
     @property
+    def wall_s(self) -> float | None:
+        """Seconds of training and evaluation together; None while unfinished."""
+        parts = [self.result.get(name) for name in ("train_s", "evaluation_s")]
+        known = [float(part) for part in parts if part is not None]
+        return float(self.result["wall_s"]) if "wall_s" in self.result else sum(known) if known else None
+
+    @property
     def env(self) -> str:
         """Environment (and data set) of the run."""
         return str(self.config.get("env", ""))
@@ -289,16 +296,17 @@ def describe(system: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _manifest(run: Run) -> dict[str, Any] | None:
-    name = store_name(run.env)
-    return Store.open(name).manifest if name else None
+    recorded = run.identity.get("data")
+    name = store_name(run)
+    return Store.open(name).manifest if name else recorded if isinstance(recorded, dict) else None
 
 
-def store_name(env: str) -> str | None:
-    """Name of the data set on this machine: the whole one, else the largest part of it; None when there is neither."""
-    if exists(env):
-        return env
-    parts = [folder.name for folder in cache_dir().glob(f"{env}@*") if exists(folder.name)]
-    return max(parts, key=lambda name: int(name.rpartition("@")[2]), default=None)
+def store_name(run: Run) -> str | None:
+    """Name of the data set on this machine: the one trained on, else the whole one, else any part; None without any."""
+    recorded = run.identity.get("data")
+    names = [str(recorded.get("name"))] if isinstance(recorded, dict) else []
+    parts = sorted(folder.name for folder in cache_dir().glob(f"{run.env}@*"))
+    return next((name for name in (*names, run.env, *parts) if exists(name)), None)
 
 
 def _scores(seeds: list[list[Evaluation]]) -> Array | None:

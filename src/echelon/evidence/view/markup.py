@@ -50,12 +50,12 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def short(value: float) -> str:
-    """A number for people: 1500 -> 1.5k, 0.00031 -> 3.1e-4, 12.345 -> 12.3."""
+    """A number for people: 1500 -> 1.5k, 0.00031 -> 3.1e−4, 12.345 -> 12.3."""
     size = abs(value)
     if value == 0 or value != value:
         return "0" if value == 0 else "–"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= limit:
+        if size >= 0.9995 * limit:
             return _minus(f"{value / limit:.3g}") + unit
     if size < 1e-3:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 
 def _minus(text: str) -> str:
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    return text.replace("-", "−")
 
 
 def _present(value: str | float | bool | None) -> bool:

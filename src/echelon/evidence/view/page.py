@@ -131,7 +131,7 @@ def facts_of(groups: Sequence[Group]) -> list[tuple[str, str]]:
     machine = list(
         dict.fromkeys(str(r.identity.get("gpu") or r.identity.get("cpu")) for r in runs if r.identity.get("cpu"))
     )
-    walls = [float(run.result["wall_s"]) for run in runs if run.result.get("wall_s")]
+    walls = [run.wall_s for run in runs if run.wall_s is not None]
     seeds = [", ".join(str(run.seed) for run in group.runs) for group in groups]
     updates = list(dict.fromkeys(short(float(run.config["updates"])) for run in runs if run.config.get("updates")))
     commits = list(dict.fromkeys(str(run.identity["commit"])[:10] for run in runs if run.identity.get("commit")))

@@ -11,10 +11,11 @@ from echelon.envs.maze import MazeMap
 from echelon.errors import CheckpointError, UsageError
 from echelon.evidence.view.gather import Episode, Group, Run, store_name
 from echelon.evidence.view.mazes import field_mask, field_points
+from echelon.systems.launch import load_agent
 from echelon.training.agent import Agent
 
-SUBGOALS_PER_EPISODE = 40
-CANDIDATES = 1000
+SUBGOALS_PER_EPISODE = 30
+CANDIDATES = 800
 
 
 def probe(group: Group) -> None:
@@ -22,12 +23,10 @@ def probe(group: Group) -> None:
 
     What cannot be had is noted in the run's `missing`: no checkpoint, or no data set here to take states from.
     """
-    from echelon.systems.launch import load_agent
-
     if group.maze is None:
         return
-    states = data_states(group.env)
     for run in group.runs:
+        states = data_states(run)
         try:
             agent = load_agent(run.path)
         except (CheckpointError, UsageError) as error:
@@ -38,15 +37,14 @@ def probe(group: Group) -> None:
             _along(agent, run, states)
 
 
-def data_states(env: str) -> Tensor | None:
+def data_states(run: Run) -> Tensor | None:
     """Evenly spaced states [C, O] of the data set, or None when it is not on this machine."""
-    name = store_name(env)
+    name = store_name(run)
     if name is None:
         return None
     rows = Store.open(name).columns["observations"]
-    return torch.from_numpy(
-        np.asarray(rows[np.linspace(0, len(rows) - 1, 20 * CANDIDATES).astype(int)], dtype=np.float32)
-    )
+    chosen = np.linspace(0, len(rows) - 1, 20 * CANDIDATES).astype(int)
+    return torch.from_numpy(np.asarray(rows[chosen], dtype=np.float32))
 
 
 def _fields(agent: Agent, run: Run, maze: MazeMap, states: Tensor | None) -> None:

@@ -66,11 +66,11 @@ def identity_table(group: Group) -> Markup:
         found = {
             "folder": str(run.path),
             **run.identity,
-            **{k: run.result.get(k) for k in ("wall_s", "load", "updates")},
+            **run.result,
         }
         for name, value in found.items():
             if value is not None:
-                facts.setdefault(name, []).append(plain(value))
+                facts.setdefault(name, []).append(flat(value))
     rows = [
         tag("tr", tag("td", name), tag("td", "; ".join(dict.fromkeys(values)), class_="code"))
         for name, values in facts.items()

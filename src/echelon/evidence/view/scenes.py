@@ -21,6 +21,8 @@ def maze_sections(groups: Sequence[Group], figures: Figures) -> list[Section]:
     """Sections "Paths and subgoals" and "Value fields"; one line each where there is nothing to draw."""
     plans = [Plan(group.maze) if group.maze else None for group in groups]
     drawn = [(g, group, plan) for g, (group, plan) in enumerate(zip(groups, plans, strict=True)) if plan]
+    if not drawn:
+        return [section("mazes", "Paths and subgoals", missing(groups, "episodes"))]
     paths = [part for part in drawn if any(run.episodes for run in part[1].runs)]
     fields = [part for part in drawn if any(run.fields for run in part[1].runs)]
     shared = definitions(drawn)
