@@ -58,7 +58,9 @@ def test_futures_equal_the_reference(i, extra, u, discount):
     f = i + extra
     ui = torch.tensor([u], dtype=torch.float64)
     offset = reference.geometric_offset(u, discount)
-    on_edge = math.isclose(u, 1 - discount ** (offset - 1), abs_tol=1e-9) or math.isclose(u, 1 - discount**offset, abs_tol=1e-9)
+    on_edge = math.isclose(u, 1 - discount ** (offset - 1), abs_tol=1e-9) or math.isclose(
+        u, 1 - discount**offset, abs_tol=1e-9
+    )
     got = int(future_geometric(column(i), column(f), ui, discount))
     assert abs(got - reference.future_geometric(i, f, offset)) <= on_edge
     assert int(future_uniform(column(i), column(f), ui)) == reference.future_uniform(i, f, u)

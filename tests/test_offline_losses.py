@@ -178,7 +178,12 @@ def test_one_step_is_adam_and_polyak_from_before_the_step(system):
         expected = p_old.detach().numpy() - 3e-4 * gradient / (np.abs(gradient) + 1e-8)
         np.testing.assert_allclose(p_new.detach().numpy(), expected, rtol=0, atol=1e-10)
     for polyak, polyak_before in zip(learner.updates[0].targets, before.updates()[0].targets, strict=True):
-        pairs = zip(polyak.target.parameters(), polyak_before.target.parameters(), polyak_before.online.parameters(), strict=True)
+        pairs = zip(
+            polyak.target.parameters(),
+            polyak_before.target.parameters(),
+            polyak_before.online.parameters(),
+            strict=True,
+        )
         for target, target_before, online_before in pairs:
             expected = 0.005 * online_before.detach() + 0.995 * target_before
             torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
@@ -197,7 +202,9 @@ def test_actions_equal_the_reference(system):
     np.testing.assert_allclose(action.detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("target_next, target, expected", [((-3, -2), (-4.5, -3.5), 0.39991), ((-3, -2), (-4, -3.5), 0.17139)])
+@pytest.mark.parametrize(
+    "target_next, target, expected", [((-3, -2), (-4.5, -3.5), 0.39991), ((-3, -2), (-4, -3.5), 0.17139)]
+)
 def test_value_loss_code(target_next, target, expected):
     """The worked example of the value loss: side from the pessimistic target, regression per head."""
     pair = lambda x: torch.tensor(x, dtype=torch.float64).unsqueeze(1)  # noqa: E731

@@ -86,7 +86,9 @@ class EnsembleMLP(nn.Module):
             return self._stacked(x)
         # unbind, not indexing: its backward writes each member's gradient into place in one pass
         parts = [[p.unbind(0) for p in params] for params in self._columns()]
-        return torch.stack([self._member(x, *([p[m] for p in part] for part in parts)) for m in range(len(parts[0][0]))])
+        return torch.stack(
+            [self._member(x, *([p[m] for p in part] for part in parts)) for m in range(len(parts[0][0]))]
+        )
 
     def _columns(self) -> tuple[nn.ParameterList, ...]:
         return self.weights, self.biases, self.norm_weights, self.norm_biases

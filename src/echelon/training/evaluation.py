@@ -67,7 +67,9 @@ class Evaluator:
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The reported score: mean success over the tasks of the last three evaluations; with each task's own mean."""
     last = rows[-LAST:]
-    tasks = {name: sum(sum(r["tasks"][name]) / len(r["tasks"][name]) for r in last) / len(last) for name in last[0]["tasks"]}
+    tasks = {
+        name: sum(sum(r["tasks"][name]) / len(r["tasks"][name]) for r in last) / len(last) for name in last[0]["tasks"]
+    }
     return {"score": sum(tasks.values()) / len(tasks), "tasks": tasks, "evaluations": len(last)}
 
 

@@ -130,7 +130,9 @@ def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, 
         "seed": config.seed,
         **runtime.identity(),
         "spec": spec,
-        "data": {k: manifest.get(k) for k in ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")},
+        "data": {
+            k: manifest.get(k) for k in ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
+        },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     checkpoint.write_json(directory / "identity.json", identity)

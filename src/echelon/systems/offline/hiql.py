@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, Claim, Score, success
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Decision, Level
 from echelon.losses.policy import awr_loss
@@ -158,9 +159,7 @@ class HIQL(Agent):
         self.value = GoalValue(o + dim, config.value_hidden)
         self.target_value = copy.deepcopy(self.value).requires_grad_(False)
         self.high_actor = GaussianPolicy(2 * o, config.actor_hidden, dim, constant_std=config.constant_std)
-        self.low_actor = GaussianPolicy(
-            o + dim, config.actor_hidden, spec.action_dim, constant_std=config.constant_std
-        )
+        self.low_actor = GaussianPolicy(o + dim, config.actor_hidden, spec.action_dim, constant_std=config.constant_std)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The sum of the value's and both policies' losses."""
@@ -186,3 +185,24 @@ class HIQL(Agent):
 
     def subgoals(self, observation: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
         return nearest_subgoal(self.high_actor, self.phi, observation, goal, candidates)
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.offline.gcbc import GCBCConfig
+    from echelon.systems.offline.gcivl import GCIVLConfig
+    from echelon.systems.offline.recipes import arm
+
+    size, maze = "published" if full else "cpu", "pointmaze-medium-navigate-v0"
+    return tuple(
+        Claim(
+            id=f"above-{flat.system}",
+            text=f"On pointmaze-medium-navigate HIQL succeeds more often than flat {name}, by 10 points or more "
+            f"(published: 79 to {published}).",
+            method=Score(arm(HIQLConfig, maze, size), success),
+            baseline=Score(arm(flat, maze, size), success),
+            test=Above(10),
+            source="arXiv 2307.11949; numbers of arXiv 2410.20092",
+        )
+        for flat, name, published in ((GCBCConfig, "GCBC", 9), (GCIVLConfig, "GCIVL", 63))
+    )

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
+from echelon.claims import Above, Claim, NotWorse, Score, success
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Level
 from echelon.nets.goal import GaussianPolicy, GoalRepresentation, GoalValue
@@ -63,9 +65,7 @@ class OTA(Agent):
         self.target_low_value = copy.deepcopy(self.low_value).requires_grad_(False)
         self.target_high_value = copy.deepcopy(self.high_value).requires_grad_(False)
         self.high_actor = GaussianPolicy(2 * o, config.actor_hidden, dim, constant_std=config.constant_std)
-        self.low_actor = GaussianPolicy(
-            o + dim, config.actor_hidden, spec.action_dim, constant_std=config.constant_std
-        )
+        self.low_actor = GaussianPolicy(o + dim, config.actor_hidden, spec.action_dim, constant_std=config.constant_std)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The sum of both values' and both policies' losses."""
@@ -101,3 +101,49 @@ class OTA(Agent):
 
     def subgoals(self, observation: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
         return nearest_subgoal(self.high_actor, self.phi, observation, goal, candidates)
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.offline.order import order_points
+    from echelon.systems.offline.recipes import arm
+
+    size = "published" if full else "cpu"
+    stitch, navigate = "pointmaze-large-stitch-v0", "pointmaze-medium-navigate-v0"
+    ota, hiql = arm(OTAConfig, stitch, size), arm(HIQLConfig, stitch, size)
+    source = "arXiv 2505.12737"
+    last = ota.config(0).option_steps
+    return (
+        Claim(
+            id="stitch-success",
+            text="On pointmaze-large-stitch OTA succeeds more often than HIQL, by 15 points or more (published: 66 to 13).",
+            method=Score(ota, success),
+            baseline=Score(hiql, success),
+            test=Above(15),
+            source=source,
+        ),
+        *(
+            Claim(
+                id=f"order-{other}" + (f"-without-last-{drop}" if drop else ""),
+                text=f"Along shortest paths V_h ranks states k steps apart better than {name}"
+                + (f", also without the last {drop} steps." if drop else "."),
+                method=Score(ota, partial(order_points, value="V_h", drop_last=drop)),
+                baseline=Score(baseline, partial(order_points, value=value, drop_last=drop)),
+                test=Above(0),
+                source=source,
+            )
+            for other, name, baseline, value in (
+                ("low-value", "V_l", ota, "V_l"),
+                ("hiql", "HIQL's V", hiql, "V"),
+            )
+            for drop in (0, last)
+        ),
+        Claim(
+            id="navigate-control",
+            text="Where HIQL already works (pointmaze-medium-navigate) OTA is not worse by 10 points.",
+            method=Score(arm(OTAConfig, navigate, size), success),
+            baseline=Score(arm(HIQLConfig, navigate, size), success),
+            test=NotWorse(10),
+            source=source,
+        ),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from echelon.claims import Arm
 from echelon.errors import unknown
 from echelon.training.config import Config
 
@@ -50,6 +51,12 @@ def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
         settings |= {name: hidden for name in ("actor_hidden", "value_hidden")}
     settings |= environment_settings(cls.system, env)
     return cls(env=env, **{name: value for name, value in settings.items() if name in fields})
+
+
+def arm(cls: type[Config], env: str, size: str) -> Arm:
+    """One side of a claim: the recipe with each seed."""
+    config = recipe(cls, env, size)
+    return Arm(cls.system.upper(), lambda seed: dataclasses.replace(config, seed=seed))
 
 
 def environment_settings(system: str, env: str) -> dict[str, Any]:
