@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from echelon.data.store import cache_dir, exists, versions, write_store
+from echelon.data.store import Store, cache_dir, exists, versions, write_store
 from echelon.envs.catalog import DataInfo, cannot_make, parse, sized
 from echelon.envs.families import recipe, require_control
 from echelon.envs.workers import Shard, collect
@@ -38,7 +38,8 @@ def make(
 
     `name` may be `NAME@EPISODES`, the same as `episodes`: the first episodes of the set, stored under that name. A
     tenth as many episodes (at least one) go to `<name>-val`. `jobs` is the number of processes, `root` the folder of
-    data sets (default: the cache). Raises UsageError for unknown names and for sets that need a trained expert.
+    data sets (default: the cache). Raises UsageError for unknown names, for sets that need a trained expert, and when a
+    set made from another seed has that name already.
     """
     info = parse(name) if episodes is None else sized(parse(name), episodes)
     if not info.regenerable:
@@ -49,6 +50,8 @@ def make(
     root = Path(root) if root is not None else cache_dir()
     folders = {"train": root / info.name, "val": root / f"{info.name}-val"}
     with _only_one(root, info.name):
+        if exists(folders["train"]):
+            _check_seed(folders["train"], seed)
         if not all(exists(folder) for folder in folders.values()):
             partial = _open_partial(root, info, seed)
             shards = shards_of(info)
@@ -68,6 +71,12 @@ def shards_of(info: DataInfo) -> list[Shard]:
     return [
         Shard(split, start, min(start + size, end)) for split, begin, end in ranges for start in range(begin, end, size)
     ]
+
+
+def _check_seed(folder: Path, seed: int) -> None:
+    there = Store.open(folder).manifest
+    if there.get("regenerated") and there.get("seed") != seed:
+        raise UsageError(f"{folder} holds the set made from seed {there.get('seed')}; remove it to make seed {seed}")
 
 
 @contextmanager

@@ -155,23 +155,6 @@ class MazeMap:
         low = -self.offset - 0.5 * self.unit
         return low, low + width * self.unit, low, low + height * self.unit
 
-    def wall_boxes(self) -> list[tuple[float, float, float, float]]:
-        """(x, y, width, height) of boxes that cover the walls, one a run of wall cells in a row; for pictures."""
-        boxes = []
-        for i, row in enumerate(self.walls):
-            edges = np.flatnonzero(np.diff(np.concatenate([[0], row, [0]])))
-            for first, after in zip(edges[::2], edges[1::2], strict=True):
-                x, y = self.centre((i, int(first)))
-                boxes.append((x - self.unit / 2, y - self.unit / 2, float(after - first) * self.unit, self.unit))
-        return boxes
-
-    def points(self, per_cell: int = 2) -> np.ndarray:
-        """float32[F * per_cell**2, 2]: positions spread evenly over the free cells, cell by cell; for value fields."""
-        steps = ((np.arange(per_cell) + 0.5) / per_cell - 0.5) * self.unit
-        inside = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(1, -1, 2)
-        centres = self.to_xy(np.array(self.free_cells))[:, None]
-        return (centres + inside).reshape(-1, 2).astype(np.float32)
-
     def _checked(self, cell: Cell) -> Cell:
         i, j = cell
         height, width = self.walls.shape

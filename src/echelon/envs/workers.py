@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -73,17 +74,16 @@ def collect(info: DataInfo, seed: int, folder: Path, shards: list[Shard], jobs: 
                 child.stdout.close()
 
 
-def work(request: dict[str, object]) -> None:
-    """The child's side: collect the shards of one request, reporting on standard output."""
-    info = parse(str(request["name"]))
-    folder = Path(str(request["folder"]))
+def work(request: dict[str, Any], report: TextIO) -> None:
+    """The child's side: collect the shards of one request, reporting the rows of each episode to `report`."""
+    info = parse(request["name"])
+    folder = Path(request["folder"])
     source = collector(info)
-    for entry in request["shards"]:  # type: ignore[attr-defined]
-        shard = Shard(**entry)
+    for shard in (Shard(**entry) for entry in request["shards"]):
         episodes = []
         for index in range(shard.start, shard.stop):
-            episodes.append(source.episode(int(str(request["seed"])), index))
-            print(len(episodes[-1]["terminals"]), flush=True)
+            episodes.append(source.episode(request["seed"], index))
+            print(len(episodes[-1]["terminals"]), file=report, flush=True)
         columns = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
         draft = folder / f".{shard.file}.{os.getpid()}"
         with draft.open("wb") as stream:
@@ -161,5 +161,12 @@ def _plain_bar(name: str, total: int, done: int) -> Callable[[int], None]:
     return advance
 
 
+def main() -> None:
+    """Do the request on standard input. What else a simulator prints goes to standard error."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    work(json.loads(sys.stdin.readline()), report)
+
+
 if __name__ == "__main__":
-    work(json.loads(sys.stdin.readline()))
+    main()
