@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import offline_gc as reference
 
 from echelon.data.goals import GoalSpec, draw_goals, future_geometric, future_uniform, place_goals
-from reference import offline_gc as reference
 
 OTA = GoalSpec(current=0.2, future=0.5, random=0.3, steps=5)
 

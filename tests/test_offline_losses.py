@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import offline_gc as reference
 from torch import Tensor, nn
 
 from echelon.losses.policy import awr_loss, awr_weight
@@ -22,7 +23,6 @@ from echelon.nets.mlp import MLP, EnsembleMLP
 from echelon.systems import index
 from echelon.training.agent import Agent, DataSpec, Learner
 from echelon.training.runtime import choose
-from reference import offline_gc as reference
 
 SYSTEMS = ("gcbc", "gcivl", "gciql", "hiql", "ota")
 REFERENCE = {
@@ -44,7 +44,7 @@ TERMS = {
         "high/loss": "high_actor",
     },
 }
-B, O, A = 32, 5, 3
+B, OBS, ACT = 32, 5, 3
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def build(system: str, constant_std: bool = True) -> Agent:
     if hasattr(config, "value_hidden"):
         config = dataclasses.replace(config, value_hidden=(14, 12))
     torch.manual_seed(3)
-    agent = cls(config, DataSpec(O, A)).double()
+    agent = cls(config, DataSpec(OBS, ACT)).double()
     with torch.no_grad():  # away from special points: targets differ from online nets, norms are not the identity
         for p in agent.parameters():
             p.add_(0.3 * torch.randn_like(p))
@@ -74,9 +74,9 @@ def build(system: str, constant_std: bool = True) -> Agent:
 
 def make_batch(agent: Agent) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(5)
-    state = lambda: torch.randn(B, O, generator=g, dtype=torch.float64)  # noqa: E731
+    state = lambda: torch.randn(B, OBS, generator=g, dtype=torch.float64)  # noqa: E731
     batch = {"observations": state(), "next_observations": state()}
-    batch["actions"] = torch.rand(B, A, generator=g, dtype=torch.float64) * 2 - 1
+    batch["actions"] = torch.rand(B, ACT, generator=g, dtype=torch.float64) * 2 - 1
     for name, spec in agent.config.goals().items():
         batch[f"{name}_goals"] = state()
         batch[f"{name}_success"] = (torch.rand(B, generator=g) < 0.3).double()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def init_(weight: Tensor, scale: float = 1.0) -> None:
 
 
 def output_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A bare last layer in the weights' precision: under bfloat16 autocast, values of 60 would come in steps of 0.25."""
+    """A bare last layer in the weights' precision: in bfloat16, values near 60 would come in steps of 0.25."""
     if x.dtype == weight.dtype:
         return F.linear(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
@@ -43,17 +44,19 @@ class MLP(nn.Module):
         self, sizes: Sequence[int], *, layer_norm: bool = False, activate_final: bool = False, final_scale: float = 1.0
     ):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-        hidden = len(self.layers) if activate_final else len(self.layers) - 1
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        hidden = len(layers) if activate_final else len(layers) - 1
+        self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.LayerNorm(n, NORM_EPS) for n in sizes[1 : hidden + 1] if layer_norm)
         self.hidden = hidden
-        for i, layer in enumerate(self.layers):
-            init_(layer.weight, final_scale if i == len(self.layers) - 1 else 1.0)
+        for i, layer in enumerate(layers):
+            init_(layer.weight, final_scale if i == len(layers) - 1 else 1.0)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., sizes[0]] to [..., sizes[-1]]."""
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
             if i == self.hidden:
                 return output_layer(x, layer.weight, layer.bias)
             x = F.gelu(layer(x))
@@ -71,7 +74,7 @@ class EnsembleMLP(nn.Module):
 
     def __init__(self, members: int, sizes: Sequence[int], *, layer_norm: bool = False):
         super().__init__()
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(members, b, a)) for a, b in pairs)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, b)) for _, b in pairs)
         widths = list(sizes[1:-1]) if layer_norm else []
@@ -85,13 +88,10 @@ class EnsembleMLP(nn.Module):
         if x.is_cuda:
             return self._stacked(x)
         # unbind, not indexing: its backward writes each member's gradient into place in one pass
-        parts = [[p.unbind(0) for p in params] for params in self._columns()]
-        return torch.stack(
-            [self._member(x, *([p[m] for p in part] for part in parts)) for m in range(len(parts[0][0]))]
-        )
-
-    def _columns(self) -> tuple[nn.ParameterList, ...]:
-        return self.weights, self.biases, self.norm_weights, self.norm_biases
+        stacks = (self.weights, self.biases, self.norm_weights, self.norm_biases)
+        parts = [[p.unbind(0) for p in stack] for stack in stacks]
+        members = range(len(self.weights[0]))
+        return torch.stack([self._member(x, *([p[m] for p in part] for part in parts)) for m in members])
 
     @staticmethod
     def _member(

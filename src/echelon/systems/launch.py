@@ -28,7 +28,13 @@ def train(
 ) -> Path | None:
     """Train the system that `config` configures; see `echelon.training.run.train`."""
     return run.train(
-        index.load(config.system), config, out, device=device, precision=precision, threads=threads, tensorboard=tensorboard
+        index.load(config.system),
+        config,
+        out,
+        device=device,
+        precision=precision,
+        threads=threads,
+        tensorboard=tensorboard,
     )
 
 

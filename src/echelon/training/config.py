@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from echelon.data.goals import GoalSpec
 from echelon.errors import UsageError, unknown
 
 C = TypeVar("C", bound="Config")
@@ -24,7 +25,7 @@ class Config:
     env: str = "pointmaze-medium-navigate-v0"
     """Environment and data set."""
     seed: int = 0
-    """Seed of everything random: initial weights, batches, evaluation. Results report 0, 1, 2, …; tune on 100 and up."""
+    """Seed of initial weights, batches and evaluation. Results report 0, 1, 2, …; tune on 100 and up."""
     updates: int = 1_000_000
     """Gradient steps (OGBench: 1 M from states)."""
     batch_size: int = 1024
@@ -41,6 +42,10 @@ class Config:
     """Updates between lines of metrics."""
     checkpoint_every: int = 10_000
     """Updates between checkpoints."""
+
+    def goals(self) -> dict[str, GoalSpec]:
+        """The goal draws of an offline batch, by name; none for systems without goals."""
+        return {}
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "eval_every", "eval_episodes", "log_every", "checkpoint_every"):
@@ -59,7 +64,7 @@ def from_json(cls: type[C], values: dict[str, Any]) -> C:
     """Rebuild a configuration from its "config" part; unknown or missing fields and wrong types are refused by name."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    resolved = {}
+    resolved: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             raise unknown(f"field of {cls.system}'s configuration", name, fields)

@@ -1,4 +1,4 @@
-"""Evaluation by OGBench's protocol: five fixed test tasks, n episodes each, greedy, success as the environment says it."""
+"""Evaluation by OGBench's protocol: five fixed test tasks, n episodes each, greedy, as the environment judges."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class Evaluator:
         tasks = {f"task{t}": [int(x) for x in success[task == t]] for t in TASKS}
         row = {
             "step": step,
-            "success": float(success.mean()),
+            "success": round(float(success.double().mean()), 6),
             "tasks": tasks,
             "seconds": round(time.monotonic() - started, 2),
             "load": round(os.getloadavg()[0], 2),
@@ -67,10 +68,8 @@ class Evaluator:
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The reported score: mean success over the tasks of the last three evaluations; with each task's own mean."""
     last = rows[-LAST:]
-    tasks = {
-        name: sum(sum(r["tasks"][name]) / len(r["tasks"][name]) for r in last) / len(last) for name in last[0]["tasks"]
-    }
-    return {"score": sum(tasks.values()) / len(tasks), "tasks": tasks, "evaluations": len(last)}
+    tasks = {name: fmean(fmean(row["tasks"][name]) for row in last) for name in last[0]["tasks"]}
+    return {"score": fmean(tasks.values()), "tasks": tasks, "evaluations": len(last)}
 
 
 def _episode_seed(seed: int, step: int, task: int, episode: int) -> int:

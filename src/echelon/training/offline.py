@@ -1,4 +1,4 @@
-"""The offline training loop: batches, updates, metrics, evaluations and checkpoints of one run, resumable at any step."""
+"""The offline training loop: batches, updates, metrics, evaluations, checkpoints; resumable at any step."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from echelon.training.offline import OfflineRun, build_agent, load_weights
 from echelon.training.runtime import Runtime, choose
 
 Say = Callable[[str], None]
+DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
 
 
 def train(
@@ -35,10 +36,10 @@ def train(
     tensorboard: bool = False,
     say: Say = print,
 ) -> Path | None:
-    """Train `cls` as `config` says in the directory `out`, or go on with the unfinished run of that configuration there.
+    """Train `cls` as `config` says in the directory `out`, or go on with the unfinished run of `config` there.
 
-    Returns the run's directory; None if a signal stopped it (its state is saved). Raises UsageError if `out` holds a run
-    of another configuration.
+    Returns the run's directory; None if a signal stopped it (its state is saved). Raises UsageError if `out` holds a
+    run of another configuration.
     """
     directory = Path(out) if out is not None else default_directory(config)
     check_directory(directory, config)
@@ -130,9 +131,7 @@ def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, 
         "seed": config.seed,
         **runtime.identity(),
         "spec": spec,
-        "data": {
-            k: manifest.get(k) for k in ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
-        },
+        "data": {key: manifest.get(key) for key in DATA_FACTS},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     checkpoint.write_json(directory / "identity.json", identity)

@@ -1,7 +1,7 @@
 """Order consistency: how often a value ranks two states of an expert's path as the path does.
 
-The high policy of HIQL and OTA learns from the sign of V(s_{t+k}, g) - V(s_t, g). Along a shortest path that sign should
-be positive; the share of steps where it is says how often the high policy is taught the right thing.
+The high policy of HIQL and OTA learns from the sign of V(s_{t+k}, g) - V(s_t, g). Along a shortest path that sign
+should be positive; the share of steps where it is says how often the high policy is taught the right thing.
 Source: OTA (arXiv 2505.12737).
 """
 

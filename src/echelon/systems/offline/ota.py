@@ -116,7 +116,8 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     return (
         Claim(
             id="stitch-success",
-            text="On pointmaze-large-stitch OTA succeeds more often than HIQL, by 15 points or more (published: 66 to 13).",
+            text="On pointmaze-large-stitch OTA succeeds more often than HIQL, by 15 points or more "
+            "(published: 66 to 13).",
             method=Score(ota, success),
             baseline=Score(hiql, success),
             test=Above(15),

@@ -60,7 +60,7 @@ def arm(cls: type[Config], env: str, size: str) -> Arm:
 
 
 def environment_settings(system: str, env: str) -> dict[str, Any]:
-    """What OGBench's commands of record set for an environment, for any system; keys that a system lacks are dropped."""
+    """What OGBench's commands of record set for an environment; `recipe` drops what a system lacks."""
     world, *_ = env.split("-")
     kind = env.rsplit("-", 2)[1] if env.count("-") >= 2 else ""
     maze = world in ("pointmaze", "antmaze", "humanoidmaze")
