@@ -1,7 +1,7 @@
 """First-order linear recurrences along linked items: the kernels behind `Spans.scan`.
 
-x: [N, ...] values. a: factors, broadcasting over x. link: bool, shaped like a; link[i] says that item i + 1 belongs to the
-same span, so it is false at the last item. Values cross no missing link, not even NaN.
+x: [N, ...] values; a: factors, broadcasting over x; link: bool, broadcasting over a: link[i] says that item i + 1 is of
+the same span, so it is false at the last item. Nothing crosses a missing link, not even NaN.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
-"""The record of what happened: items packed stream after stream, and the decisions of every level that own spans of them.
+"""The record of what happened: items packed stream after stream, and the decisions of every level, which own spans.
 
-Legend: N items (environment steps, tokens), S streams (one decision maker's time line in one episode), D decisions of one
-level. The items of a stream are contiguous and in time order; `start` and `stop` of a decision are item indexes.
+Legend: N items (environment steps, tokens), S streams (one decision maker's time line in one episode), D decisions of
+one level. The items of a stream are contiguous and in time order; a decision's start and stop are item indexes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from echelon import columns
 from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
 
@@ -134,11 +136,89 @@ class Rollout:
         """Level names, top first."""
         return list(self.decisions)
 
+    def above(self, level: str) -> str | None:
+        """The next higher level, whose rows `decisions[level].parent` names; None at the top."""
+        place = self.levels.index(level)
+        return self.levels[place - 1] if place else None
+
+    def reward_sum(self, channels: str | Sequence[str] | None = None) -> Tensor:
+        """The sum of one, several or (None) all reward channels, float [N]; DataError where one is not scored yet."""
+        names = list(self.reward) if channels is None else [channels] if isinstance(channels, str) else list(channels)
+        total = torch.zeros(self.size, device=self.stream.device)
+        for name in names:
+            if name not in self.reward:
+                raise DataError(f"rollout: no reward channel '{name}'; there are {', '.join(self.reward) or 'none'}")
+            missing = ~self.scored[name]
+            if missing.any():
+                item, count = int(missing.nonzero()[0]), int(missing.sum())
+                raise DataError(f"rollout: reward '{name}' is not scored at {count} items, the first is {item}")
+            total = total + self.reward[name]
+        return total
+
+    def episodes(self, ids: Tensor | Sequence[int]) -> Rollout:
+        """The record of these episodes alone, in this order; `ids` are spans of the partition 'episode', each once."""
+        from echelon._rollout_join import take_episodes
+
+        return take_episodes(self, ids)
+
+    @staticmethod
+    def cat(rollouts: Sequence[Rollout]) -> Rollout:
+        """One record of several, given in time order.
+
+        A stream left unfinished in one batch and met again (same episode number and role) in a later one becomes one
+        stream, and a decision that ends `open` there and begins `carried` here becomes one decision: begun as in the
+        earlier batch, ended as in the later. Level partitions are rebuilt from the decisions; spans of any other
+        partition are kept, and never joined across batches.
+        """
+        from echelon._rollout_join import join
+
+        return join(rollouts)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same record on another device."""
+        return _from_columns(_map(_columns(self), lambda column: column.to(device)), _header(self))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `<path>.safetensors` and `<path>.json`, each replaced atomically."""
+        columns.save(path, FORMAT, _columns(self), _header(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Rollout:
+        """Read what `save` wrote; DataError names a file that is missing, altered or truncated."""
+        return _from_columns(*columns.load(path, FORMAT))
+
+
+class Returns(NamedTuple):
+    """What each decision of a level earned: the semi-Markov view of a rollout."""
+
+    reward: Tensor  # float [D], Σ gamma^(time since its start) · reward over its span
+    duration: Tensor  # float [D], time elapsed in its span
+    end: Tensor  # int64 [D], `End`
+
+
+def decision_returns(
+    rollout: Rollout, level: str, gamma: float, channels: str | Sequence[str] | None = None
+) -> Returns:
+    """Per decision of `level`: discounted reward over its span, duration and end reason; 0 and 0 for an empty one.
+
+    A carried or open decision counts what lies in this record. The value of where a decision led is discounted by
+    gamma ** duration, and is due unless `end` is TERMINATED.
+    """
+    if level not in rollout.decisions:
+        raise DataError(f"rollout: no level '{level}'; there are {', '.join(rollout.levels) or 'none'}")
+    d, spans = rollout.decisions[level], rollout.spans[level]
+    earned = spans.scan(rollout.reward_sum(channels), gamma**rollout.elapsed)
+    owns = d.span >= 0
+    reward, duration = torch.zeros_like(d.log_prob), torch.zeros_like(d.log_prob)
+    reward[owns] = earned[d.start[owns]].to(reward.dtype)
+    duration[owns] = spans.reduce(rollout.elapsed)[d.span[owns]].to(duration.dtype)
+    return Returns(reward, duration, d.end)
+
 
 def partition(streams: Spans, start: Tensor, stop: Tensor) -> tuple[Spans, Tensor]:
     """The partition that decisions [start, stop) of one level cut the streams into, and the span of each decision.
 
-    streams: contiguous. Items that no decision holds form spans of their own. A decision with start == stop gets span -1.
+    streams: contiguous. Items that no decision holds form spans of their own; decisions with start == stop get span -1.
     """
     owns = stop > start
     cuts = torch.cat([streams.starts, start[owns], stop[owns]])
@@ -148,6 +228,90 @@ def partition(streams: Spans, start: Tensor, stop: Tensor) -> tuple[Spans, Tenso
     span = torch.full_like(start, -1)
     span[owns] = spans.ids[start[owns]]
     return spans, span
+
+
+# ---- columns on disk
+
+FORMAT = "echelon.rollout"
+_ITEMS = ("stream", "tick", "elapsed", "proposed", "executed")
+_STREAMS = ("episode", "learner", "terminated", "truncated", "start_tick")
+
+
+def _columns(r: Rollout) -> dict[str, Any]:
+    """Every tensor of the record, nested as in the record."""
+    labels = {name: label for name, label in r.streams.labels.items() if isinstance(label, Tensor)}
+    return {
+        "item": {name: getattr(r, name) for name in _ITEMS},
+        "reward": r.reward,
+        "scored": r.scored,
+        "observation": {
+            name: column if isinstance(column, Tensor) else {"values": column.values, **_layout(column.spans)}
+            for name, column in r.observation.items()
+        },
+        "decisions": {level: {f.name: getattr(d, f.name) for f in fields(d)} for level, d in r.decisions.items()},
+        "streams": {
+            **{name: getattr(r.streams, name) for name in _STREAMS},
+            "final_observation": r.streams.final_observation,
+            "labels": labels,
+        },
+        "spans": {name: _layout(r.spans[name]) for name in r.spans},
+        "memory": {level: {"items": items, "states": states} for level, (items, states) in r.memory.items()},
+    }
+
+
+def _header(r: Rollout) -> dict[str, Any]:
+    """What is not a tensor, and the counts and codes that a reader without this library needs."""
+    return {
+        "counts": {
+            "items": r.size,
+            "streams": len(r.streams),
+            "decisions": {k: len(d) for k, d in r.decisions.items()},
+        },
+        "enums": {kind.__name__.lower(): {code.name.lower(): int(code) for code in kind} for kind in (Begin, End)},
+        "levels": r.levels,
+        "spans": {name: r.spans.parent(name) for name in r.spans},
+        "role": r.streams.role,
+        "policy_id": r.streams.policy_id,
+        "labels": {name: label for name, label in r.streams.labels.items() if not isinstance(label, Tensor)},
+        "meta": r.meta,
+    }
+
+
+def _from_columns(c: dict[str, Any], header: dict[str, Any]) -> Rollout:
+    def ragged(column: Tensor | dict[str, Tensor]) -> Tensor | Ragged:
+        return column if isinstance(column, Tensor) else Ragged(values=column["values"], spans=_spans(column))
+
+    table = c["streams"]
+    streams = Streams(
+        **{name: table[name] for name in _STREAMS},
+        role=header["role"],
+        policy_id=header["policy_id"],
+        final_observation=table.get("final_observation", {}),
+        labels={**table.get("labels", {}), **header["labels"]},
+    )
+    return Rollout(
+        **c["item"],
+        reward=c.get("reward", {}),
+        scored=c.get("scored", {}),
+        observation={name: ragged(column) for name, column in c.get("observation", {}).items()},
+        decisions={level: Decisions(**c["decisions"][level]) for level in header["levels"]},
+        streams=streams,
+        spans=SpanTree({name: (_spans(c["spans"][name]), parent) for name, parent in header["spans"].items()}),
+        memory={level: (memory["items"], memory["states"]) for level, memory in c.get("memory", {}).items()},
+        meta=header["meta"],
+    )
+
+
+def _layout(spans: Spans) -> dict[str, Tensor]:
+    return {"offsets": spans.offsets} | ({} if spans.order is None else {"order": spans.order})
+
+
+def _spans(layout: dict[str, Tensor]) -> Spans:
+    return Spans(layout["offsets"], layout.get("order"))
+
+
+def _map(tree: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    return {name: change(value) if isinstance(value, Tensor) else _map(value, change) for name, value in tree.items()}
 
 
 # ---- validation
@@ -265,6 +429,6 @@ def _check_decisions(rollout: Rollout, level: str) -> None:
             rows & (torch.bincount(d.stream[rows], minlength=len(table))[d.stream] > 1),
             f"is not the only {kind} one there",
         )
-    above = rollout.levels[rollout.levels.index(level) - 1] if level != rollout.levels[0] else None
+    above = rollout.above(level)
     parents = 0 if above is None else len(rollout.decisions[above])
     check((d.parent < -1) | (d.parent >= parents), f"has a parent outside of the {parents} decisions above")

@@ -2,21 +2,21 @@
 
 Items are environment steps or emitted tokens, one a row. A partition groups them: episodes, options, turns, roles,
 equal states. Operations are vectorised, keep autograd, work alike on CPU and CUDA and never wait for the device.
-Constructors, and methods that construct (`take`, `within`, `meet`, `windows`), validate what they build, and so do wait.
+Constructors, and methods that construct (`take`, `within`, `meet`, `windows`), validate what they build and so do wait.
 
 Legend: N items, n spans; a column of items is a tensor [N, ...], a column of spans [n, ...].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from echelon import _siblings
 from echelon._recurrence import recurrence, window_sums
 from echelon.errors import EchelonError
 
@@ -26,6 +26,22 @@ Statistic = Literal["mean", "std", "loo_mean", "rank", "quantile", "max"]
 
 class SpanError(EchelonError, ValueError):
     """A partition is malformed, or an operation got a column, a name or an option that does not fit it."""
+
+
+class _lazy:
+    """A tensor computed when first read; functools' cached_property takes a lock, which torch.compile cannot trace."""
+
+    def __init__(self, compute: Callable[[Spans], Tensor]):
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, spans: Spans, owner: type) -> Tensor:
+        with torch.inference_mode(False):  # first read in an evaluation, it still serves a loss later
+            value = self.compute(spans)
+        setattr(spans, self.name, value)
+        return value
 
 
 class Spans:
@@ -129,22 +145,22 @@ class Spans:
     def device(self) -> torch.device:
         return self.offsets.device
 
-    @cached_property
+    @_lazy
     def starts(self) -> Tensor:
         """int64 [n]: the first item of each span."""
         return self._item(self.offsets[:-1])
 
-    @cached_property
+    @_lazy
     def ends(self) -> Tensor:
         """int64 [n]: the last item of each span (inclusive)."""
         return self._item(self.offsets[1:] - 1)
 
-    @cached_property
+    @_lazy
     def ids(self) -> Tensor:
         """int64 [N]: the span of each item."""
         return self._unpack(self._span_of_slot)
 
-    @cached_property
+    @_lazy
     def position(self) -> Tensor:
         """int64 [N]: how many items of its span stand before each item."""
         return self._unpack(torch.arange(self.size, device=self.device) - self.offsets[self._span_of_slot])
@@ -165,9 +181,9 @@ class Spans:
         if x.is_floating_point():  # unlike atomic adds, deterministic on CUDA too
             return torch.segment_reduce(self._pack(x), how, offsets=self.offsets, axis=0)
         whole = torch.zeros((self.n, *x.shape[1:]), dtype=torch.int64, device=x.device)
-        if how == "sum":
-            return whole.index_add_(0, self.ids, x.long())
-        return whole.index_reduce_(0, self.ids, x.long(), f"a{how}", include_self=False).to(x.dtype)
+        index = _align(self.ids, x).expand_as(x)
+        whole.scatter_reduce_(0, index, x.long(), "sum" if how == "sum" else f"a{how}", include_self=False)
+        return whole if how == "sum" else whole.to(x.dtype)
 
     def expand(self, y: Tensor) -> Tensor:
         """Spans [n, ...] → items [N, ...]: every item gets the value of its span."""
@@ -183,10 +199,10 @@ class Spans:
         there = torch.arange(self.size, device=self.device) + by
         span = self._span_of_slot
         inside = _align((there >= self.offsets[span]) & (there < self.offsets[span + 1]), x)
-        fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
-        if fill.ndim:
-            self._check(fill, self.n, "spans")
-            fill = _align(fill, x)[span]
+        if isinstance(fill, Tensor) and fill.ndim:
+            fill = self._check(fill, self.n, "spans", like=x)[span].to(x.dtype)
+        else:
+            fill = _scalar(fill, x.dtype, x.device)
         return self._unpack(torch.where(inside, self._pack(x)[there.clamp(0, self.size - 1)], fill))
 
     def scan(self, x: Tensor, decay: float | Tensor = 1, reverse: bool = True, limit: int | None = None) -> Tensor:
@@ -204,14 +220,13 @@ class Spans:
         self._check(x)
         if limit is not None and limit < 1:
             raise SpanError(f"limit must be at least 1, got {limit}")
-        dtype = torch.result_type(x, decay)
-        decay = torch.as_tensor(decay, dtype=dtype, device=x.device)
-        decay = decay if decay.ndim else decay.expand(self.size)
-        self._check(decay)
-        if decay.ndim > x.ndim:
-            raise SpanError(f"decay {tuple(decay.shape)} has more dimensions than the column {tuple(x.shape)}")
+        if isinstance(decay, Tensor) and decay.ndim:
+            dtype, decay = torch.promote_types(x.dtype, decay.dtype), self._pack(self._check(decay, like=x))
+        else:
+            dtype = (x.new_empty(0) * decay).dtype
+            decay = _scalar(decay, dtype, x.device).expand(self.size)
         x, link = self._pack(x).to(dtype), _align(self._has_next, x)
-        decay = torch.where(link, _align(self._pack(decay), x), 0)
+        decay = torch.where(link, _align(decay, x).to(dtype), 0)
         if not reverse:
             x, decay, link = x.flip(0), decay.roll(1, 0).flip(0), link.roll(1, 0).flip(0)
         if limit is None or limit >= self.longest:
@@ -250,24 +265,25 @@ class Spans:
             raise SpanError(f"unknown singleton rule '{singleton}'; valid: zero, raw")
         if weight is not None and stat not in ("mean", "std", "loo_mean"):
             raise SpanError(f"{stat} takes no weight")
-        use = torch.ones(self.size, dtype=torch.bool, device=y.device) if where is None else where
+        if stat in ("rank", "quantile") and y.ndim > 1:
+            raise SpanError(f"{stat} takes a column without features, got shape {tuple(y.shape)}")
+        use = torch.ones(self.size, dtype=torch.bool, device=y.device) if where is None else self._check(where)
         if stat == "rank":
-            return torch.where(use, self._ascending(y, use).position, -1)
+            return torch.where(use, _siblings.rank(self, y, use), -1)
         y = y if y.is_floating_point() else y.to(torch.get_default_dtype())
-        w = torch.where(use, 1 if weight is None else weight, 0).to(y.dtype)
-        included = (w > 0).long()
-        alone = _align(self._among(included) - included == 0, y)
-        known, w = torch.where(_align(use, y), y, 0), _align(w, y)
+        w = torch.where(use, 1 if weight is None else self._check(weight), 0).to(y.dtype)
+        alone, use, w = (_align(t, y) for t in (_siblings.alone(self, w), use, w))
+        known = torch.where(use, y, 0)
         if stat == "std":
-            return torch.where(alone, 1, self._deviation(known, w, ddof)) + eps
+            return torch.where(alone, 1, _siblings.deviation(self, known, w, ddof)) + eps
         if stat == "mean":
-            baseline = _ratio(self._among(w * known), self._among(w))
+            baseline = _siblings.mean(self, known, w)
         elif stat == "loo_mean":
-            baseline = _ratio(self._among_others(w * known), self._among_others(w))
+            baseline = _siblings.mean_of_others(self, known, w)
         elif stat == "max":
-            baseline = self._among(torch.where(_align(use, y), y, -torch.inf), "max")
+            baseline = self.expand(self.reduce(torch.where(use, y, -torch.inf), "max"))
         else:
-            baseline = self._quantile(y, use, q)
+            baseline = _siblings.quantile(self, y, use, q)
         return torch.where(alone, y if singleton == "zero" else 0, baseline)
 
     # ---- moving about inside spans (offline data)
@@ -287,7 +303,7 @@ class Spans:
         `clip(i[:, None], i[:, None] + torch.arange(k))`.
         """
         span = self.ids[items]
-        slot = self._slot(items) + (targets - items)
+        slot = self._slot_of_item[items] + (targets - items)
         return self._item(slot.clamp(self.offsets[span], self.offsets[span + 1] - 1))
 
     def windows(self, length: int, stride: int = 1) -> Tensor:
@@ -315,26 +331,23 @@ class Spans:
     def _item(self, slots: Tensor) -> Tensor:
         return slots if self.order is None else self.order[slots]
 
-    def _slot(self, items: Tensor) -> Tensor:
-        return items if self.order is None else self._slot_of_item[items]
-
     def _pack(self, x: Tensor) -> Tensor:
         return x if self.order is None else x[self.order]
 
     def _unpack(self, x: Tensor) -> Tensor:
         return x if self.order is None else x[self._slot_of_item]
 
-    @cached_property
+    @_lazy
     def _slot_of_item(self) -> Tensor:
         slots = torch.arange(self.size, device=self.device)
         return slots if self.order is None else torch.empty_like(slots).index_copy_(0, self.order, slots)
 
-    @cached_property
+    @_lazy
     def _span_of_slot(self) -> Tensor:
         spans = torch.arange(self.n, device=self.device)
         return torch.repeat_interleave(spans, self.lengths, output_size=self.size)
 
-    @cached_property
+    @_lazy
     def _has_next(self) -> Tensor:
         """bool [N], by slot: whether another item follows in the same span."""
         last = self.offsets[1:] - 1
@@ -350,41 +363,18 @@ class Spans:
             raise SpanError(f"order must hold each of 0..{self.size - 1} once")
         return order
 
-    def _check(self, column: Tensor, rows: int | None = None, unit: str = "items") -> None:
+    def _check(
+        self, column: Tensor, rows: int | None = None, unit: str = "items", like: Tensor | None = None
+    ) -> Tensor:
+        """The column if it has as many rows as there are items, with trailing dimensions to match `like`."""
         rows = self.size if rows is None else rows
         if column.ndim == 0 or len(column) != rows:
             raise SpanError(f"a column of {rows} {unit} expected, got shape {tuple(column.shape)}")
-
-    # ---- statistics among siblings
-
-    def _among(self, x: Tensor, how: Reduction = "sum") -> Tensor:
-        return self.expand(self.reduce(x, how))
-
-    def _among_others(self, x: Tensor) -> Tensor:
-        """Sum over the other items of the span; from both sides, since total minus own loses digits."""
-        return self.shift(self.scan(x, reverse=False), -1) + self.shift(self.scan(x), 1)
-
-    def _deviation(self, y: Tensor, w: Tensor, ddof: int) -> Tensor:
-        total = self._among(w)
-        variance = _ratio(self._among(w * (y - _ratio(self._among(w * y), total)) ** 2), total - ddof)
-        spread = variance > 0  # the root has no derivative at 0
-        return torch.where(spread, torch.where(spread, variance, 1).sqrt(), torch.where(total > ddof, 0.0, 1.0))
-
-    def _ascending(self, y: Tensor, use: Tensor) -> Spans:
-        """The same spans, their items sorted by y; those not in use come last."""
-        order = self._item(torch.arange(self.size, device=self.device))
-        for key in (y, ~use, self.ids):
-            self._check(key)
-            order = order[torch.argsort(key[order], dim=0, stable=True)]
-        return Spans(self.offsets, order)
-
-    def _quantile(self, y: Tensor, use: Tensor, q: float) -> Tensor:
-        ascending = self._ascending(y, use)
-        top = (self.reduce(use) - 1).clamp(min=0)
-        place = top * q
-        below = place.floor().long()
-        low, high = (y[ascending._item(self.offsets[:-1] + k)] for k in (below, torch.minimum(below + 1, top)))
-        return self.expand(torch.lerp(low, high, (place - below).to(y.dtype)))
+        if like is None:
+            return column
+        if column.ndim > like.ndim:
+            raise SpanError(f"shape {tuple(column.shape)} has more dimensions than the column's {tuple(like.shape)}")
+        return _align(column, like)
 
 
 class SpanTree:
@@ -421,9 +411,6 @@ class SpanTree:
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
 
-    def __len__(self) -> int:
-        return len(self._spans)
-
     def parent(self, name: str) -> str | None:
         """The declared parent of a partition, or None."""
         self[name]
@@ -439,7 +426,7 @@ class SpanTree:
     def within(self, child: str, parent: str) -> Spans:
         """The spans of `child` as items of the spans of `parent`, any partition that it refines."""
         if (child, parent) not in self._nested:
-            self._nested[child, parent] = _nest(self[child], self[parent], f"'{child}'", f"'{parent}'")
+            self._nested[child, parent] = _nest(self[child], self[parent], f"partition '{child}'", f"'{parent}'")
         return self._nested[child, parent]
 
     def take(self, name: str, ids: Tensor | Sequence[int]) -> tuple[SpanTree, Tensor]:
@@ -484,13 +471,16 @@ def _nest(inner: Spans, outer: Spans, inner_name: str, outer_name: str) -> Spans
     return Spans(F.pad(torch.bincount(parent, minlength=outer.n).cumsum(0), (1, 0)), torch.argsort(met))
 
 
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    return a / torch.where(b > 0, b, 1)
-
-
 def _align(t: Tensor, like: Tensor) -> Tensor:
     """t with trailing dimensions of size 1, as many as `like` has more."""
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+
+
+def _scalar(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0-d; a number is filled in on the device, since a copy to it would wait."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def _changes(*columns: Tensor) -> Tensor:
