@@ -18,6 +18,7 @@ from echelon.data.store import write_store
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
 from echelon.evidence.view import gather, mazes
+from echelon.evidence.view.markup import number
 from echelon.evidence.view.page import page, view
 from echelon.evidence.view.picture import picture
 from echelon.evidence.view.probe import probe
@@ -320,7 +321,7 @@ def test_page_of_two_systems(two_systems: list[Path], tmp_path: Path) -> None:
     figures = [int(n) for n in re.findall(r"<b>Figure (\d+)\.", html)]
     assert figures == list(range(1, len(figures) + 1))
     assert HOSTILE not in html
-    assert {"success", "mazes", "fields", "order", "spans", "training", "provenance"} <= set(parser.ids)
+    assert {"success", "mazes", "fields", "spans", "training", "provenance"} <= set(parser.ids)
 
 
 def test_player_data_restores_path_and_subgoals(two_systems: list[Path]) -> None:
@@ -403,12 +404,20 @@ def test_unfinished_seeds_meet_on_common_ground(tmp_path: Path) -> None:
     checked(page([group]))
 
 
-def test_order_consistency_is_shown_when_recorded(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", episodes=0)
-    (run / "result.json").write_text(json.dumps({"order_consistency": {"V_h": 0.91, "V_l": 0.613}}))
-    html = page(gather.gather([run]))
+def test_order_consistency_is_measured_and_shown(tmp_path: Path) -> None:
+    pytest.importorskip("ogbench")
+    group = gather.gather([make_run(tmp_path / "run", episodes=0)])[0]
+    probe(group)
+    order = group.runs[0].order
+    assert set(order) == {"V_h", "V_l"} and all(0 <= share <= 1 for share in order.values())
+    html = page([group])
     checked(html)
-    assert "0.613" in html and "Order consistency" in html and "Not measured" not in html
+    assert f">{number(order['V_l'], 3)}</text>" in html
+
+
+def test_one_seed_says_what_its_interval_cannot_know(tmp_path: Path) -> None:
+    html = page(gather.gather([make_run(tmp_path / "run", episodes=0)]))
+    assert "1 seed)" in html and "not that of training again" in html
 
 
 # --- the picture

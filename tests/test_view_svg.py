@@ -171,13 +171,13 @@ def test_maze_geometry(kind: str) -> None:
     plan = mazes.Plan(maze)
     rows, columns = maze.walls.shape
     for i, j in maze.free_cells:
-        assert plan.centre((i, j)) == ((j + 0.5) * mazes.CELL, (rows - 1 - i + 0.5) * mazes.CELL)
+        assert plan.centre((i, j)) == pytest.approx(((j + 0.5) * plan.cell, (rows - 1 - i + 0.5) * plan.cell))
     edges = sum(
         bool(maze.walls[i + a, j + b]) for i, j in maze.free_cells for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
     )
     assert mazes.walls(plan).count("M") == edges
     points = mazes.field_points(maze)
-    assert points.shape == (rows * mazes.SAMPLES, columns * mazes.SAMPLES, 2)
+    assert points.shape == (rows * mazes.samples(maze), columns * mazes.samples(maze), 2)
     cells = maze.to_cell(points)
     assert np.array_equal(~maze.walls[cells[..., 0], cells[..., 1]], mazes.field_mask(maze))
 

@@ -75,6 +75,8 @@ class Run:
     rollout_step: int | None = None
     spans: dict[str, Array] = field(default_factory=dict)
     fields: dict[str, dict[str, Array]] = field(default_factory=dict)
+    order: dict[str, float] = field(default_factory=dict)
+    """Order consistency of each value function, 0 to 1."""
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,15 +95,6 @@ class Run:
     def env(self) -> str:
         """Environment (and data set) of the run."""
         return str(self.config.get("env", ""))
-
-    @property
-    def order_consistency(self) -> dict[str, float]:
-        """Share of k-step moves along expert paths that raise the value, by value function; empty when not measured."""
-        found = self.result.get("order_consistency")
-        if isinstance(found, dict):
-            return {name: float(value) for name, value in found.items()}
-        last = {name: curve.value[-1] for name, curve in self.metrics.items() if name.startswith("order_consistency/")}
-        return {name.partition("/")[2]: float(value) for name, value in last.items()}
 
 
 @dataclass
@@ -152,7 +145,7 @@ class Group:
 
 
 def gather(paths: Sequence[Path]) -> list[Group]:
-    """Read every run under `paths` (a run, or a folder of `seed-*` runs) and group the seeds of one configuration.
+    """Read every run under `paths` (a run, or a folder of runs) and group the seeds of one configuration.
 
     UsageError when a path holds no run or one environment or system cannot be told.
     """
@@ -172,12 +165,12 @@ def gather(paths: Sequence[Path]) -> list[Group]:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run directories meant by `path`: itself, or its `seed-*` folders in order of seed."""
+    """The run directories meant by `path`: itself, or those directly inside (`seed-0`, `seed-1`, …), in order."""
     if (path / "config.json").is_file():
         return [path]
-    seeds = [folder for folder in path.glob("seed-*") if (folder / "config.json").is_file()]
+    seeds = [file.parent for file in path.glob("*/config.json")]
     if not seeds:
-        what = "no config.json and no seed-* runs inside" if path.is_dir() else "no such folder"
+        what = "no config.json, neither in it nor in its folders" if path.is_dir() else "no such folder"
         raise UsageError(f"'{path}' is not a run: {what}; give a folder that `echelon train` made")
     return sorted(seeds, key=lambda folder: (len(folder.name), folder.name))
 

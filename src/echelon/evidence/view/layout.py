@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from echelon.evidence.view.gather import Group
-from echelon.evidence.view.markup import Markup, tag
+from echelon.evidence.view.markup import Markup, join, tag
 
 Section = tuple[tuple[str, str], Markup]
 
@@ -24,9 +24,10 @@ class Figures:
         return tag("figure", *inside, caption)
 
 
-def section(anchor: str, title: str, *inside: Markup | list[Markup] | None) -> Section:
-    """A section with its entry for the contents."""
-    return (anchor, title), tag("section", tag("h2", title), *inside, id=anchor)
+def section(anchor: str, title: str, *inside: Markup | list[Markup] | None) -> Section | None:
+    """A section with its entry for the contents; None when there is nothing inside."""
+    body = join(*inside)
+    return ((anchor, title), tag("section", tag("h2", title), body, id=anchor)) if body else None
 
 
 def note(text: str) -> Markup:

@@ -73,6 +73,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def signed(value: float) -> str:
+    """A difference with its sign and one decimal."""
+    return _minus(f"{value:+.1f}")
+
+
+def plural(count: int, noun: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "−")
 

@@ -1,7 +1,7 @@
 """Mazes as SVG text: floor and walls, value fields, driven paths, chosen subgoals.
 
-A cell is 20 pixels wide; x grows to the right and y upwards as in the environments' own pictures. The outer ring of
-walls is cropped to a rim.
+Every maze is WIDTH pixels wide, so that lines and markers look the same in all of them; x grows to the right and y
+upwards as in the environments' own pictures. The outer ring of walls is cropped to a rim.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from echelon.evidence.view.gather import Array, Episode
 from echelon.evidence.view.markup import Markup, number, tag
 from echelon.evidence.view.svg import LEVELS, points_path, ramp
 
-CELL = 20.0
-RIM = 14.0
-SAMPLES = 5
-"""Samples of a value field along one side of a cell."""
+WIDTH = 220.0
+RIM = 0.7
+"""Share of the outer cells that is cropped."""
+COLUMNS = 72
+"""About how many samples wide a value field is; at least FINE a cell."""
+FINE = 5
 SHOWN_SUBGOALS = 10
 STAR = "M0 -6.2L1.8 -2L6.2 -1.7L2.8 1.2L3.9 5.6L0 3.2L-3.9 5.6L-2.8 1.2L-6.2 -1.7L-1.8 -2Z"
 DIAMOND = "M0 -3.6L3.6 0L0 3.6L-3.6 0Z"
@@ -32,16 +34,21 @@ class Plan:
     maze: MazeMap
 
     @property
+    def cell(self) -> float:
+        """Width of a cell in pixels."""
+        return WIDTH / (self.maze.walls.shape[1] - 2 * RIM)
+
+    @property
     def view_box(self) -> tuple[float, float, float, float]:
         """x, y, width, height of the visible part in pixels."""
-        rows, columns = self.maze.walls.shape
-        return RIM, RIM, columns * CELL - 2 * RIM, rows * CELL - 2 * RIM
+        rim = RIM * self.cell
+        return rim, rim, WIDTH, len(self.maze.walls) * self.cell - 2 * rim
 
     def pixels(self, xy: Array) -> Array:
         """Pixels [..., 2] of positions [..., 2] in the environment's coordinates."""
         x_min, _, _, y_max = self.maze.extent
         x, y = np.moveaxis(np.asarray(xy, dtype=np.float64), -1, 0)
-        return np.stack([x - x_min, y_max - y], axis=-1) * (CELL / self.maze.unit)
+        return np.stack([x - x_min, y_max - y], axis=-1) * (self.cell / self.maze.unit)
 
     def centre(self, cell: Cell) -> tuple[float, float]:
         """Pixel of a cell's centre."""
@@ -59,40 +66,46 @@ def floor(plan: Plan) -> Markup:
     rows = []
     for i, row in enumerate(~plan.maze.walls):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], row, [0]])))
-        y = (len(plan.maze.walls) - 1 - i) * CELL
-        runs = zip(edges[::2] * CELL, edges[1::2] * CELL, strict=True)
-        rows += [_box(first, y, after - first, CELL) for first, after in runs]
+        y = (len(plan.maze.walls) - 1 - i) * plan.cell
+        runs = zip(edges[::2] * plan.cell, edges[1::2] * plan.cell, strict=True)
+        rows += [_box(first, y, after - first, plan.cell) for first, after in runs]
     return tag("path", class_="floor", d="".join(rows))
 
 
 def walls(plan: Plan) -> Markup:
     """The border between free cells and walls as thin lines."""
     segments = []
-    blocked = plan.maze.walls
+    blocked, side = plan.maze.walls, number(plan.cell)
     for i, j in plan.maze.free_cells:
-        x, y = j * CELL, (len(blocked) - 1 - i) * CELL
+        x, y = j * plan.cell, (len(blocked) - 1 - i) * plan.cell
         sides = {
-            (i + 1, j): (x, y, f"h{CELL:g}"),
-            (i - 1, j): (x, y + CELL, f"h{CELL:g}"),
-            (i, j - 1): (x, y, f"v{CELL:g}"),
-            (i, j + 1): (x + CELL, y, f"v{CELL:g}"),
+            (i + 1, j): (x, y, f"h{side}"),
+            (i - 1, j): (x, y + plan.cell, f"h{side}"),
+            (i, j - 1): (x, y, f"v{side}"),
+            (i, j + 1): (x + plan.cell, y, f"v{side}"),
         }
         segments += [f"M{number(a)} {number(b)}{stroke}" for cell, (a, b, stroke) in sides.items() if blocked[cell]]
     return tag("path", class_="walls", d="".join(segments))
 
 
+def samples(maze: MazeMap) -> int:
+    """Samples of a value field along one side of a cell."""
+    return max(FINE, round(COLUMNS / maze.walls.shape[1]))
+
+
 def field_points(maze: MazeMap) -> Array:
-    """float64[H, W, 2]: the positions at which a value field is sampled, SAMPLES to a cell's side, walls included."""
+    """float64[H, W, 2]: the positions at which a value field is sampled, walls included."""
     rows, columns = maze.walls.shape
     x_min, _, y_min, _ = maze.extent
-    step = maze.unit / SAMPLES
-    y, x = np.meshgrid(np.arange(rows * SAMPLES), np.arange(columns * SAMPLES), indexing="ij")
+    fine = samples(maze)
+    step = maze.unit / fine
+    y, x = np.meshgrid(np.arange(rows * fine), np.arange(columns * fine), indexing="ij")
     return np.stack([x_min + (x + 0.5) * step, y_min + (y + 0.5) * step], axis=-1)
 
 
 def field_mask(maze: MazeMap) -> np.ndarray:
     """bool[H, W]: which of `field_points` lie in free cells."""
-    return ~np.kron(maze.walls, np.ones((SAMPLES, SAMPLES), dtype=bool))
+    return ~np.kron(maze.walls, np.ones((samples(maze), samples(maze)), dtype=bool))
 
 
 def heat(plan: Plan, field: Array, low: float, high: float) -> Markup:
@@ -105,9 +118,9 @@ def heat(plan: Plan, field: Array, low: float, high: float) -> Markup:
         for first, after in zip(starts, np.append(starts[1:], len(row)), strict=True):
             if row[first] >= 0:
                 boxes[row[first]].append(f"M{first} {y}h{after - first}v1h-{after - first}z")
-    height, scale = len(plan.maze.walls) * CELL, CELL / SAMPLES
+    height, scale = len(plan.maze.walls) * plan.cell, plan.cell / samples(plan.maze)
     paths = [tag("path", fill=colour, d="".join(d)) for colour, d in zip(ramp(), boxes, strict=True) if d]
-    place = f"translate(0 {number(height)}) scale({number(scale)} {number(-scale)})"
+    place = f"translate(0 {number(height)}) scale({number(scale, 4)} {number(-scale, 4)})"
     return tag("g", paths, class_="heat", transform=place)
 
 

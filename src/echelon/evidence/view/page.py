@@ -11,8 +11,8 @@ import numpy as np
 
 from echelon.evidence.statistics import Estimate, difference, estimate
 from echelon.evidence.view.gather import Array, Curve, Group, gather, seeds_table
-from echelon.evidence.view.layout import Figures, asset, key, missing, note, section
-from echelon.evidence.view.markup import Markup, duration, join, number, short, tag
+from echelon.evidence.view.layout import Figures, asset, key, missing, section
+from echelon.evidence.view.markup import Markup, duration, join, number, plural, short, signed, tag
 from echelon.evidence.view.provenance import provenance
 from echelon.evidence.view.scenes import maze_sections
 from echelon.evidence.view.svg import Bar, Line, bar_chart, histogram, line_chart
@@ -50,6 +50,7 @@ def page(groups: Sequence[Group]) -> str:
         section("training", "Training", training(groups, figures)),
         section("provenance", "Where this comes from", provenance(groups)),
     ]
+    shown = [body for body in bodies if body is not None]
     title = headline(groups)
     head = tag(
         "head",
@@ -60,7 +61,7 @@ def page(groups: Sequence[Group]) -> str:
         tag("style", Markup(asset("svg.css") + asset("page.css"))),
     )
     foot = tag("footer", "Written by echelon. The page is self-contained: keep it, send it, print it.")
-    main = tag("main", header(groups, title, [entry for entry, _ in bodies]), [body for _, body in bodies], foot)
+    main = tag("main", header(groups, title, [entry for entry, _ in shown]), [body for _, body in shown], foot)
     script = tag("script", Markup(asset("player.js")))
     document = tag("html", head, tag("body", main, script), lang="en")
     return f"<!doctype html>\n{document}\n"
@@ -104,23 +105,23 @@ def score(group: Group) -> Estimate | None:
 
 
 def verdict(groups: Sequence[Group]) -> Markup:
-    """The final success of each system, and the difference when there are two."""
+    """The final success of each system, and the difference when there are two in one environment."""
     parts = []
     for group in groups:
         found = score(group)
-        seeds = f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}"
         if found is None:
             parts.append(f"{group.label} has not been evaluated yet.")
         else:
             parts.append(
-                f"{group.label} reaches the goal in {found.value:.1f} % of its test episodes"
-                f" (95 % interval {found.low:.1f} to {found.high:.1f}, {seeds})."
+                f"{group.label} succeeds in {found.value:.1f} % of its test episodes"
+                f" (95 % interval {found.low:.1f} to {found.high:.1f}, {plural(len(group.runs), 'seed')})."
             )
-    arms = [group.scores() for group in groups]
-    if len(arms) == 2 and arms[0] is not None and arms[1] is not None and arms[0].shape[1] == arms[1].shape[1]:
+    arms = [scores for group in groups if (scores := group.scores()) is not None]
+    if len(groups) == len(arms) == 2 and groups[0].env == groups[1].env:
         gap = difference(arms[0], arms[1])
-        apart = "" if gap.low <= 0 <= gap.high else ", which excludes zero"
-        parts.append(f"The difference is {gap.value:+.1f} points ({gap.low:+.1f} to {gap.high:+.1f}{apart}).")
+        parts.append(f"The difference is {signed(gap.value)} points ({signed(gap.low)} to {signed(gap.high)}).")
+    if any(len(scores) == 1 for scores in arms):
+        parts.append("An interval of one seed knows the chance of episodes only, not that of training again.")
     return tag("p", " ".join(parts), class_="lede")
 
 
@@ -251,20 +252,21 @@ def order(groups: Sequence[Group], figures: Figures) -> Markup:
     """Bars of the order consistency of each value function."""
     bars = []
     for group in groups:
-        names = list(dict.fromkeys(name for run in group.runs for name in run.order_consistency))
+        names = list(dict.fromkeys(name for run in group.runs for name in run.order))
         for name in names:
-            seeds = [run.order_consistency[name] for run in group.runs if name in run.order_consistency]
+            seeds = [run.order[name] for run in group.runs if name in run.order]
             label = f"{group.label}, {name}" if len(groups) > 1 else name
             bars.append(Bar(label, float(np.mean(seeds)), group.style, points=seeds if len(seeds) > 1 else ()))
     if not bars:
-        return note("Not measured in these runs; `echelon reproduce` measures it for systems with a value function.")
-    return figures(
+        return join(missing(groups, "order"))
+    figure = figures(
         "Does the value rise along the way?",
-        "Share of steps of expert paths after which the value, k steps later, is higher. 1 is a perfect compass, 0.5 "
-        "(dashed) a coin. The high level steers by the sign of this difference, so a small lead here decides long "
-        "tasks.",
+        "Share of steps of shortest-path drives through the five tasks after which the smoothed value, k steps later, "
+        "is higher; mean over tasks, rings: single seeds. 1 is a perfect compass, 0.5 (dashed) a coin. The high level "
+        "steers by the sign of this difference, so a small lead here decides long tasks.",
         tag("div", bar_chart(bars, title="Order consistency", high=1.0, digits=3, mark=0.5), class_="half"),
     )
+    return join(figure, missing(groups, "order"))
 
 
 def spans(groups: Sequence[Group], figures: Figures) -> Markup:
@@ -288,7 +290,7 @@ def spans(groups: Sequence[Group], figures: Figures) -> Markup:
         "How many environment steps a decision of each level holds, in the recorded evaluation episodes. A single bar"
         " at 1 means that the level decides afresh at every step; a level with options shows its terminations here.",
         key(groups),
-        tag("div", drawn, class_="two"),
+        tag("div", drawn, class_="three"),
     )
     return join(missing(groups, "spans"), figure)
 
@@ -296,7 +298,6 @@ def spans(groups: Sequence[Group], figures: Figures) -> Markup:
 def training(groups: Sequence[Group], figures: Figures) -> Markup:
     """All training metrics as small multiples: losses first, then by the part of the name before the slash."""
     names = list(dict.fromkeys(name for group in groups for run in group.runs for name in run.metrics))
-    names = [name for name in names if not name.startswith("order_consistency/")]
     charts = []
     for name in sorted(names, key=lambda n: (n.partition("/")[0] != "loss", "/" not in n, n)):
         lines = [line for group in groups if (line := metric_line(group, name)) is not None]

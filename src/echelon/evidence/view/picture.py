@@ -8,7 +8,7 @@ from pathlib import Path
 from echelon.errors import UsageError
 from echelon.evidence.view.gather import Episode, Group, Run, gather
 from echelon.evidence.view.layout import asset
-from echelon.evidence.view.markup import Markup, short, tag
+from echelon.evidence.view.markup import Markup, plural, short, tag
 from echelon.evidence.view.mazes import Plan, ends, field_limits, floor, heat, subgoals, trail, walls
 from echelon.evidence.view.page import curve
 from echelon.evidence.view.svg import line_chart, ramp
@@ -134,9 +134,8 @@ def _legend(label: str, low: float, high: float, x: float, y: float) -> list[Mar
 
 def _seeds(groups: Sequence[Group]) -> str:
     counts = sorted({len(group.runs) for group in groups})
-    return (
-        f"{' or '.join(map(str, counts))} seed{'s' if counts[-1] > 1 else ''} on {groups[0].env}; band: 95 % interval"
-    )
+    seeds = plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"{seeds} on {groups[0].env}; band: 95 % interval"
 
 
 def _text(text: str, x: float, y: float, class_: str) -> Markup:

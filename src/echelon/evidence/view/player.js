@@ -139,7 +139,7 @@
     panels.forEach((panel) => panel.load());
     slider.max = longest((panel) => panel.length);
     controls();
-    go(Math.round(slider.max * 0.4));
+    go(Math.round(0.4 * Math.min(...panels.map((panel) => panel.length || Infinity), slider.max)));
   }
   function go(step) {
     state.step = Math.max(0, Math.min(step, Number(slider.max)));

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from echelon.data.store import Store
 from echelon.envs.maze import MazeMap
-from echelon.errors import CheckpointError, UsageError
+from echelon.errors import CheckpointError, MissingExtra, UsageError
 from echelon.evidence.view.gather import Episode, Group, Run, store_name
 from echelon.evidence.view.mazes import field_mask, field_points
 from echelon.systems.launch import load_agent
+from echelon.systems.offline.order import expert_order
+from echelon.systems.offline.recipes import environment_settings
 from echelon.training.agent import Agent
 
 SUBGOALS_PER_EPISODE = 30
@@ -35,6 +37,8 @@ def probe(group: Group) -> None:
         with torch.no_grad():
             _fields(agent, run, group.maze, states)
             _along(agent, run, states)
+        if run.fields:
+            _order(agent, run)
 
 
 def data_states(run: Run) -> Tensor | None:
@@ -75,6 +79,16 @@ def _states_at(points: np.ndarray, run: Run, states: Tensor | None) -> Tensor | 
     if states is None:
         return None
     return states[torch.cdist(wanted, states[:, :2]).argmin(1)]
+
+
+def _order(agent: Agent, run: Run) -> None:
+    k = run.config.get("subgoal_steps") or environment_settings(run.system, run.env)["subgoal_steps"]
+    try:
+        found = expert_order(agent, run.env, int(k))
+    except (UsageError, MissingExtra) as error:
+        run.missing["order"] = f"not measured: {error}"
+        return
+    run.order = {name: float(np.nanmean(shares)) for name, shares in found.items()}
 
 
 def _along(agent: Agent, run: Run, states: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from echelon.evidence.view.gather import Group
-from echelon.evidence.view.markup import Markup, join, tag
+from echelon.evidence.view.markup import Markup, join, plural, tag
 
 
 def provenance(groups: Sequence[Group]) -> Markup:
@@ -77,7 +77,7 @@ def identity_table(group: Group) -> Markup:
     ]
     return tag(
         "details",
-        tag("summary", f"Identity of {group.label}", tag("small", f"{len(group.runs)} runs")),
+        tag("summary", f"Identity of {group.label}", tag("small", plural(len(group.runs), "run"))),
         tag("table", rows),
     )
 

@@ -17,7 +17,7 @@ from echelon.evidence.view.svg import colour_bar, ramp
 TRACE_POINTS = 160
 
 
-def maze_sections(groups: Sequence[Group], figures: Figures) -> list[Section]:
+def maze_sections(groups: Sequence[Group], figures: Figures) -> list[Section | None]:
     """Sections "Paths and subgoals" and "Value fields"; one line each where there is nothing to draw."""
     plans = [Plan(group.maze) if group.maze else None for group in groups]
     drawn = [(g, group, plan) for g, (group, plan) in enumerate(zip(groups, plans, strict=True)) if plan]

@@ -209,7 +209,7 @@ def bar_chart(
 
 def histogram(samples: Sequence[tuple[str, int, Array]], *, title: str, x_label: str) -> Markup:
     """Shares of whole numbers >= 0, one (label, style, values) a system side by side in each of at most 24 bins."""
-    size, (left, right, top, bottom) = (440, 220), (46, 14, 10, 40)
+    size, (left, right, top, bottom) = (320, 180), (46, 10, 10, 40)
     together = np.concatenate([values for _, _, values in samples])
     first, last = int(together.min()), int(together.max())
     wide = max(1, -(-(last - first + 1) // 24))
