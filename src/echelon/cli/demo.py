@@ -59,7 +59,7 @@ def run(args: list[str]) -> int:
     configs = [config for system in SYSTEMS for config in one_per_seed(configuration(system, options.quick), seeds)]
     with runs.messages(options.json):
         print(f"OTA (two levels) and GCIVL (flat) on {ENV}: {configs[0].updates:,} updates each, seeds {options.seeds}")
-        trained = list(train_all(configs, options.out, options.jobs))
+        trained = [run.path for run in train_all(configs, options.out, options.jobs).values()]
     folders = list(dict.fromkeys(directory.parent for directory in trained))
     comparison = compare.of_runs(folders[::-1])  # the baseline first: differences are to the first
     files = {

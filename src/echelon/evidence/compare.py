@@ -84,7 +84,7 @@ def compare(
 
     configs = [_changed(recipe(system, env, size), changes or {}) for system in systems for env in envs]
     trained = train_all([c for config in configs for c in one_per_seed(config, seeds)], runs, jobs, command)
-    return of_runs(list(trained))
+    return of_runs([run.path for run in trained.values()])
 
 
 def of_runs(paths: Sequence[Path | str]) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,11 @@ from echelon.errors import DataError, UsageError
 from echelon.evidence import codehash, results, statistics
 from echelon.evidence.run import Run
 from echelon.evidence.statistics import Estimate
-from echelon.evidence.train import Command, directory_of, echelon_train, train_all
+from echelon.evidence.train import Command, echelon_train, train_all
 from echelon.systems import index
 from echelon.training.config import Config, to_json
 
 RUNS = "runs/reproduce"
-RunOf = Callable[[Config], Run]
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,20 @@ def reproduce(
     if not claims:
         raise UsageError(f"{system} claims nothing that could be reproduced; see it beside others: echelon compare")
     chosen = {claim.id: tuple(seeds) if seeds is not None else claim.seeds for claim in claims}
+    modules = {claim.id: hashes_of(claim) for claim in claims}
     configs = [c for claim in claims for score in claim.scores for c in configs_of(score.arm, chosen[claim.id])]
     trained = train_all(configs, runs, jobs, command)
     asked = ["echelon", "reproduce", system, *(["--full"] if full else [])]
     if seeds is not None:
         asked += ["--seeds", ",".join(map(str, seeds))]
     facts = {"command": shlex.join(asked), "full": full, **results.provenance()}
-    return [
-        _record(system, claim, chosen[claim.id], lambda c: trained[directory_of(c, runs)], Path(out), facts)
-        for claim in claims
-    ]
+    outcomes = []
+    for claim in claims:
+        evidence = {**facts, "code_hash": codehash.digest(modules[claim.id]), "modules": modules[claim.id]}
+        verdict, estimate, entry = _examined(claim, chosen[claim.id], trained, evidence)
+        file = results.path_of(out, system, claim.id)
+        outcomes.append(Outcome(claim, verdict, estimate, file, results.append(file, entry)))
+    return outcomes
 
 
 def claims_of(system: str, full: bool = False) -> tuple[Claim, ...]:
@@ -140,27 +143,14 @@ def judge(claim: Claim, seeds: int, method: np.ndarray, baseline: np.ndarray | N
     return claim.test.judge(estimate.value, estimate.low, estimate.high), estimate
 
 
-def table(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows for a person: claim, means of both arms, difference with interval, what is asked, verdict."""
-    header = ("claim", "method", "baseline", "estimate [95 %]", "asked", "verdict")
-    rows: list[tuple[str, ...]] = []
-    for outcome in outcomes:
-        arms = [f"{arm['name']} {arm['mean']:.3g}" for arm in outcome.entry["arms"]]
-        verdict = str(outcome.verdict) + ("" if outcome.entry["of_record"] else " (not the seeds of record)")
-        baseline = arms[1] if len(arms) > 1 else "–"
-        rows.append((outcome.claim.text, arms[0], baseline, str(outcome.estimate), str(outcome.claim.test), verdict))
-    return header, rows
-
-
-def _record(
-    system: str, claim: Claim, seeds: Sequence[int], run_of: RunOf, out: Path, facts: Mapping[str, Any]
-) -> Outcome:
-    """Measure, judge and write one claim."""
-    runs = [[run_of(config) for config in configs_of(score.arm, seeds)] for score in claim.scores]
+def _examined(
+    claim: Claim, seeds: Sequence[int], trained: Mapping[Config, Run], evidence: Mapping[str, Any]
+) -> tuple[Verdict, Estimate, results.Entry]:
+    """Measure and judge one claim; returns what to say and what to record of it."""
+    runs = [[trained[config] for config in configs_of(score.arm, seeds)] for score in claim.scores]
     scores = [measure(score.statistic, members) for score, members in zip(claim.scores, runs, strict=True)]
     baseline = scores[1] if len(scores) > 1 else None
     verdict, estimate = judge(claim, len(seeds), scores[0], baseline)
-    modules = hashes_of(claim)
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "verdict": str(verdict),
@@ -175,15 +165,12 @@ def _record(
             "bootstrap": statistics.REPETITIONS,
             "paired": baseline is not None and _paired(claim),
         },
-        "improvement": None if baseline is None else _improvement(*scores),
+        "improvement": None if baseline is None else _improvement(scores[0], baseline),
         "specification": specification(claim),
         "arms": [_arm(*parts) for parts in zip(claim.scores, runs, scores, strict=True)],
-        **facts,
-        "code_hash": codehash.digest(modules),
-        "modules": modules,
+        **evidence,
     }
-    file = results.path_of(out, system, claim.id)
-    return Outcome(claim, verdict, estimate, file, results.append(file, entry))
+    return verdict, estimate, entry
 
 
 def _arm(score: Score, runs: Sequence[Run], scores: np.ndarray) -> dict[str, Any]:

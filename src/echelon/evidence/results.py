@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -62,10 +62,9 @@ def append(path: Path, entry: Mapping[str, Any]) -> Entry:
         with _only_one(path.parent):
             entries = read(path)
             plain[CHAIN] = _link(entries[-1][CHAIN] if entries else "", plain)
-            document = {"system": path.parent.name, "claim": path.stem, "entries": [*entries, plain]}
             aside = path.with_name(path.name + ".tmp")
             with aside.open("w", encoding="utf-8") as stream:
-                stream.write(pretty(document) + "\n")
+                stream.write(_document(path, [*entries, plain]))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(aside, path)
@@ -122,6 +121,12 @@ def pretty(value: Any, indent: int = 0) -> str:
         return "[\n" + ",\n".join(parts) + "\n" + " " * indent + "]"
     parts = [f"{pad}{json.dumps(key, ensure_ascii=False)}: {pretty(item, indent + 1)}" for key, item in value.items()]
     return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"
+
+
+def _document(path: Path, entries: Sequence[Entry]) -> str:
+    """The file's text: a longer history begins with the text of the shorter one, up to its closing brackets."""
+    head = f'{{\n "system": {json.dumps(path.parent.name)},\n "claim": {json.dumps(path.stem)},\n "entries": [\n'
+    return head + ",\n".join(f"  {pretty(entry, 2)}" for entry in entries) + "\n ]\n}\n"
 
 
 def _link(previous: str, entry: Mapping[str, Any]) -> str:

@@ -25,36 +25,37 @@ def echelon_train(config: Path, directory: Path) -> Sequence[str]:
     return (sys.executable, "-m", "echelon", "train", "--config", str(config), "--out", str(directory))
 
 
-def directory_of(config: Config, root: Path | str) -> Path:
-    """Place of the run of `config` below `root`: <system>-<env>-<hash of configuration and code>/seed-<seed>.
+def directory_of(config: Config, root: Path | str, code: str) -> Path:
+    """Place of the run of `config` by the code with hash `code`: root/<system>-<env>-<hash of both>/seed-<seed>.
 
     Runs that differ by the seed only are siblings. Changed code means another directory, so an unfinished run never
     goes on with other code than it began with, and the runs of earlier code stay.
     """
     document = to_json(config)
     document["config"].pop("seed")
-    content = json.dumps([document, codehash.of_run(config.system)], sort_keys=True)
+    content = json.dumps([document, code], sort_keys=True)
     name = f"{config.system}-{config.env}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return Path(root) / name / f"seed-{config.seed}"
 
 
 def train_all(
     configs: Iterable[Config], root: Path | str, jobs: int = 2, command: Command = echelon_train
-) -> dict[Path, Run]:
-    """Train the configurations whose run below `root` is not finished, `jobs` at a time; returns all runs by directory.
+) -> dict[Config, Run]:
+    """Train the configurations whose run below `root` is not finished, `jobs` at a time; returns the run of each.
 
     Data sets are made first, once. Raises EchelonError with the end of the log when a training fails; what had finished
     by then is kept.
     """
-    wanted = {directory_of(config, root): config for config in configs}
-    missing = {directory: config for directory, config in wanted.items() if not Run(directory).finished}
-    for env, transitions in sorted({(c.env, c.transitions or 0) for c in missing.values()}):
+    configs = list(dict.fromkeys(configs))
+    code = {system: codehash.of_run(system) for system in {config.system for config in configs}}
+    runs = {config: Run(directory_of(config, root, code[config.system])) for config in configs}
+    missing = {config: run for config, run in runs.items() if not run.finished}
+    for env, transitions in sorted({(config.env, config.transitions or 0) for config in missing}):
         prepare_data(env, transitions or None, jobs)
     if missing:
-        run_many([task(directory, config, command) for directory, config in missing.items()], jobs, label="trainings")
-    runs = {directory: Run(directory) for directory in wanted}
-    for directory, run in runs.items():
-        _check(run, wanted[directory])
+        run_many([task(run.path, config, command) for config, run in missing.items()], jobs, label="trainings")
+    for config, run in runs.items():
+        _check(run, config, code[config.system])
     return runs
 
 
@@ -92,14 +93,14 @@ def task(directory: Path, config: Config, command: Command) -> Task:
     return Task(name, command(file, directory), directory.with_suffix(".log"), done)
 
 
-def _check(run: Run, config: Config) -> None:
+def _check(run: Run, config: Config, code: str) -> None:
     """Refuse a run that is not what was asked for."""
     if not run.finished:
         raise EchelonError(f"{run.path} stopped before its end; start the same command again to go on")
     if {"system": run.system, "config": run.config} != to_json(config):
         raise DataError(f"{run.path} holds a run of another configuration; move it away")
-    trained_by, now = run.identity.get("code_hash"), codehash.of_run(config.system)
-    if trained_by != now:
+    trained_by = run.identity.get("code_hash")
+    if trained_by != code:
         raise DataError(
-            f"{run.path} was trained by other code ({trained_by}, now {now}); move it away to train it anew"
+            f"{run.path} was trained by other code ({trained_by}, not {code}): the code changed meanwhile; start again"
         )
