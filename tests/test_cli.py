@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,32 @@ WRONG = {
     "missing name": (["data", "make"], "NAME"),
     "value of a flag": (["data", "make", "pointmaze-medium-navigate-v0", "--jobs", "two"], "--jobs"),
     "stray word": (["doctor", "now"], "'now'"),
+    "system to describe": (["systems", "otta"], "ota"),
+    "family": (["systems", "--family", "ofline"], "offline"),
+    "system to train": (["train", "otta"], "ota"),
+    "no system": (["train", "--size", "cpu"], "hiql"),
+    "planned system": (["train", "gmah"], "planned"),
+    "environment": (["train", "ota", "--env", "pointmaze-mediun-navigate-v0"], "pointmaze-medium-navigate-v0"),
+    "size": (["train", "ota", "--size", "huge"], "published"),
+    "field of the configuration": (["train", "ota", "--updtes", "5"], "--updates"),
+    "value of a field": (["train", "ota", "--updates", "0"], "updates must be at least 1"),
+    "values that do not go together": (["train", "ota", "--value-p-current", "2"], "sum to 1"),
+    "choice": (["train", "ota", "--precision", "half"], "bfloat16"),
+    "device": (["train", "ota", "--device", "gpu"], "cuda"),
+    "seeds": (["train", "ota", "--seeds", "3-1"], "1-3"),
+    "configuration file": (["train", "--config", "nowhere.json"], "nowhere.json"),
+    "run to resume": (["resume", "runs/nothing"], "runs/nothing"),
+    "run to evaluate": (["eval", "runs/nothing"], "runs/nothing"),
+    "run to view": (["view", "runs/nothing"], "runs/nothing"),
+    "nothing to view": (["view"], "RUN"),
+    "system to reproduce": (["reproduce", "otta"], "ota"),
+    "system without claims": (["reproduce", "gcbc"], "compare"),
+    "system to compare": (["compare", "ota", "hiqll"], "hiql"),
+    "field to set": (["compare", "ota", "--set", "updtes=5"], "updates"),
+    "assignment": (["compare", "ota", "--set", "updates"], "FIELD=VALUE"),
 }
+SMALL = ["--size", "demo", "--updates", "4", "--transitions", "1500", "--eval-every", "2", "--eval-episodes", "1"]
+SMALL += ["--batch-size", "16", "--actor-hidden", "8", "--value-hidden", "8", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -83,3 +109,105 @@ def test_data_list_as_json(empty: Path, capsys: pytest.CaptureFixture[str]) -> N
     row = rows["pointmaze-large-stitch-v0"]
     assert (row["episodes"], row["transitions"], row["here"], row["get"]) == (5000, 1_000_000, False, "make")
     assert list(empty.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in which `runs/first` is a finished run of gcivl, on a data set made for it."""
+    directory = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("ECHELON_DATA", str(directory / "data"))
+        assert main(["train", "gcivl", *SMALL, "--out", "runs/first"]) == 0
+        yield directory
+
+
+def test_train_writes_a_whole_run_and_json_alone_on_stdout(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "gcivl", *SMALL, "--out", "runs/second", "--seed", "1", "--json", "--tensorboard"]) == 0
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert result["updates"] == 4 and 0 <= result["score"] <= 1 and "gcivl on pointmaze" in err
+    assert {"config.json", "identity.json", "metrics.jsonl", "evaluations.jsonl", "result.json"} <= {
+        path.name for path in (trained / "runs/second").iterdir()
+    }
+    config = json.loads((trained / "runs/second/config.json").read_text())
+    assert config["system"] == "gcivl" and config["config"]["seed"] == 1 and config["config"]["actor_hidden"] == [8]
+
+
+def test_train_from_a_file_is_the_same_run_and_another_one_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", "runs/first/config.json", "--out", "runs/copy"]) == 0
+    first, copy = (read_evaluations(trained / "runs" / name) for name in ("first", "copy"))
+    assert first == copy
+    assert main(["train", "--config", "runs/first/config.json", "--out", "runs/first", "--lr", "1"]) == 2
+    assert "different: lr" in capsys.readouterr().err
+    assert main(["train", "hiql", "--config", "runs/first/config.json"]) == 2
+    assert main(["resume", "runs"]) == 2
+    assert "runs/first" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_resumed_without_effect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (trained / "runs/first").rglob("[!.]*") if path.is_file()}
+    assert main(["resume", "runs/first"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_eval_view_and_compare_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "runs/first", "--episodes", "1", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["step"] == 4 and sorted(row["tasks"]) == [f"task{k}" for k in range(1, 6)]
+    assert main(["view", "runs/first", "--json", "--picture", "picture.svg"]) == 0
+    files = json.loads(capsys.readouterr().out)
+    assert (trained / files["report"]).read_text().startswith("<!doctype html>")
+    assert (trained / files["picture"]).read_text().startswith("<svg")
+    assert main(["compare", "runs/first", "--json", "--svg", "curves.svg"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["systems"]) == ["gcivl"]
+    assert main(["compare", "runs/first"]) == 0
+    assert "gcivl" in capsys.readouterr().out
+
+
+def test_data_of_a_run_can_be_described_and_verified(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "pointmaze-medium-navigate-v0@2"
+    assert main(["data", "info", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["transitions"] == 2000
+    assert main(["data", "verify", name]) == 0
+    actions = trained / "data" / name / "actions.npy"
+    whole = actions.read_bytes()
+    actions.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    capsys.readouterr()
+    assert main(["data", "verify", name]) == 1
+    assert "actions.npy" in capsys.readouterr().err
+    actions.write_bytes(whole)
+
+
+def test_demo_trains_two_systems_in_child_processes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--quick", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["systems"]) == ["gcivl", "ota"]
+    assert (trained / result["report"]).is_file() and (trained / result["picture"]).is_file()
+
+
+def test_systems_as_json_and_one_system(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["systems", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["number"] for row in rows if row["number"]) == list(range(1, 102))
+    assert {"number", "slug", "name", "title", "arxiv", "family", "status", "claims"} <= set(rows[0])
+    assert all({"text", "verdict", "result_file"} <= set(claim) for row in rows for claim in row["claims"])
+    assert main(["systems", "ota"]) == 0
+    assert "Levels:" in capsys.readouterr().out
+
+
+def test_doctor_reports_every_check(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)
+    assert {"python", "torch", "fast path", "load", "mujoco", "data cache"} <= {check["name"] for check in checks}
+    assert all(check["status"] in ("ok", "warn", "fail") for check in checks)
+    assert all(check["remedy"] for check in checks if check["status"] != "ok")
+
+
+def read_evaluations(run: Path) -> list[dict[str, object]]:
+    """Evaluations of a run without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in ("step", "success", "tasks")} for row in rows]

@@ -58,6 +58,7 @@ def train(config: Config, out: Path | None, machine: Machine) -> int:
     """Train `config` in `out`, or go on with it there, and show the result; 130 when a signal stopped it."""
     from echelon.systems import launch
 
+    check(config, machine)
     with messages(machine.json):
         directory = launch.train(
             config,
@@ -71,6 +72,19 @@ def train(config: Config, out: Path | None, machine: Machine) -> int:
         return 130
     show_results([directory], machine.json)
     return 0
+
+
+def check(config: Config, machine: Machine) -> None:
+    """Refuse flags that no run could start with, before data are made or anything is written."""
+    from echelon.envs.catalog import environment
+    from echelon.training.runtime import choose
+
+    environment(config.env)
+    choose(machine.device, machine.precision, machine.threads)
+    try:
+        config.goals()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def messages(as_json: bool) -> contextlib.AbstractContextManager[Any]:

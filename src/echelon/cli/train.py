@@ -114,6 +114,7 @@ def train_seeds(config: Config, options: Run) -> int:
 
     root = options.out or default_directory(config).parent
     configs = {root / f"seed-{c.seed}": c for c in one_per_seed(config, parse_seeds(str(options.seeds)))}
+    runs.check(config, options)
     for directory, one in configs.items():
         check_directory(directory, one)
     with runs.messages(options.json):
