@@ -11,10 +11,12 @@ from collections.abc import Callable
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
 
 
-def run_forked(body: Callable[[], object]) -> int:
+def run_forked(body: Callable[[], object], limit_s: int = 30) -> int:
     """Run `body` in a forked child; return its exit code (0 done, 70 raised, negative: killed by that signal)."""
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(limit_s)
         code = 70
         try:
             body()

@@ -166,6 +166,8 @@ def flatten(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
     def encode(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
+            while path in tensors:  # {"a.b": x, "a": {"b": y}}: two tensors whose paths read alike
+                path += "'"
             tensors[path] = node
             return {"$tensor": path}
         if isinstance(node, tuple):

@@ -52,6 +52,14 @@ class JsonLines:
         """Close the file; calling it twice is harmless."""
         self._file.close()
 
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
 
 class MetricsWriter:
     """Writes `<run_dir>/metrics.jsonl`, and TensorBoard events beside it when asked; a context manager.
@@ -157,7 +165,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, line {number} is damaged: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
             raise DataError(f'{path}, line {number} is not an object with an integer "step"')
         rows.append(row)
     return rows
