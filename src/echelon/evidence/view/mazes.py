@@ -17,7 +17,7 @@ from echelon.evidence.view.markup import Markup, number, tag
 from echelon.evidence.view.svg import LEVELS, points_path, ramp
 
 WIDTH = 220.0
-RIM = 0.7
+RIM = 0.97
 """Share of the outer cells that is cropped."""
 COLUMNS = 72
 """About how many samples wide a value field is; at least FINE a cell."""
