@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -172,15 +174,67 @@ def test_a_damaged_later_checkpoint_does_not_crowd_out_the_good_ones(tmp_path):
     assert names(tmp_path) == ["latest", "step_000000015"]
 
 
+def seal(path: Path, manifest: dict) -> None:
+    """Write a manifest whose own checksum is right, as someone who wants to deceive the reader would."""
+    manifest.pop("sha256", None)
+    (path / "manifest.json").write_text(json.dumps({**manifest, "sha256": checkpoint._digest_of(manifest)}))
+
+
+def reseal(path: Path) -> None:
+    """Make the manifest agree with files that were exchanged."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        content = (path / name).read_bytes()
+        entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    seal(path, manifest)
+
+
 def test_unknown_formats_are_named(tmp_path):
     path = save_step(tmp_path, 1)
-    manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["sha256"]
-    manifest["format"] = 99
-    manifest["sha256"] = checkpoint._digest_of(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    seal(path, {**json.loads((path / "manifest.json").read_text()), "format": 99})
     with pytest.raises(CheckpointError, match="format 99, this echelon reads format 1"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"files": {}},
+        {"files": []},
+        {"files": {"../../secret": {}}},
+        {"files": {"state.safetensors": 1, "state.json": 2}},
+        {"files": {"state.safetensors": {}, "state.json": {}}},
+        {"step": "1"},
+        {"step": None},
+    ],
+)
+def test_a_forged_manifest_is_refused(tmp_path, wrong):
+    path = save_step(tmp_path, 1)
+    seal(path, {**json.loads((path / "manifest.json").read_text()), **wrong})
+    with pytest.raises(CheckpointError, match=str(path)):
+        load(path)
+
+
+def test_forged_contents_are_refused_without_a_crash(tmp_path):
+    """Even with matching checksums: headers that lie about offsets, sizes and types, and JSON of every wrong kind."""
+    path = save_step(tmp_path, 1)
+    whole = (path / "state.safetensors").read_bytes()
+    chosen = random.Random(2)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(300):
+        forged = bytearray(whole)
+        for _ in range(chosen.randrange(1, 4)):
+            forged[chosen.randrange(header)] = chosen.randrange(256)
+        (path / "state.safetensors").write_bytes(forged[: chosen.choice([None, None, chosen.randrange(len(whole))])])
+        reseal(path)
+        with contextlib.suppress(CheckpointError):
+            assert all(isinstance(tensor.sum().item(), (int, float)) for tensor in load(path).tensors.values())
+    (path / "state.safetensors").write_bytes(whole)
+    for text in ("", "[]", "3", "{", "[" * 100_000, '"x"'):
+        (path / "state.json").write_text(text)
+        reseal(path)
+        with pytest.raises(CheckpointError):
+            load(path)
 
 
 def test_a_full_disk_is_reported_and_harms_nothing(tmp_path):

@@ -90,8 +90,10 @@ def load(path: Path | str) -> Checkpoint:
         # Cloned: a mapped file is not aligned as fresh tensors are, which may change the last bit of a sum.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE}: the state must be an object, not {type(state).__name__}")
     return Checkpoint(path, manifest["step"], tensors, state)
 
 
@@ -346,10 +348,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: unreadable ({error})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest_of(manifest):
         raise CheckpointError(f"{file}: altered (its own checksum does not match)")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format")
         raise CheckpointError(
-            f"{file}: format {manifest['format']}, this echelon reads format {FORMAT}; use the release that wrote it"
+            f"{file}: format {found}, this echelon reads format {FORMAT}; use the release that wrote it"
         )
+    files: Any = manifest.get("files")
+    complete = isinstance(files, dict) and files.keys() == {TENSORS, STATE} and type(manifest.get("step")) is int
+    if not complete or not all(isinstance(e, dict) and e.keys() == {"bytes", "sha256"} for e in files.values()):
+        raise CheckpointError(f"{file}: it must give the step and the sizes and checksums of {TENSORS} and {STATE}")
     return manifest
 
 

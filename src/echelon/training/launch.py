@@ -202,7 +202,7 @@ class _Pool:
 def _open_log(path: Path) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+        return path.open("ab")  # a resumed run goes on in the log that tells why it had stopped
     except OSError as error:
         raise EchelonError(f"cannot write the log {path}: {error.strerror}") from error
 
