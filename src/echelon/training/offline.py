@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from echelon.data.source import OfflineSource
+from echelon.errors import CheckpointError
 from echelon.training import checkpoint
 from echelon.training.agent import Agent, DataSpec, Learner, Metrics
 from echelon.training.config import Config
 from echelon.training.evaluation import Evaluator
 from echelon.training.interrupt import Interrupt
-from echelon.training.metrics import JsonLines, MetricsWriter
+from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
 from echelon.training.progress import Progress
 from echelon.training.runtime import Runtime
 
@@ -74,21 +75,27 @@ class OfflineRun:
                 started = time.perf_counter()
                 values = self.learner.step(self.step, self.source.next())
                 self.train_s += time.perf_counter() - started
-                if self.step % c.log_every == 0 or self.step == c.updates:
+                if self._due(c.log_every):
                     self._log(metrics, progress, values)
-                if self.step % c.eval_every == 0 or self.step == c.updates:
+                if self._due(c.eval_every):
+                    check_finite(self.step, as_floats(values))
                     progress.note("evaluating")
                     self._evaluate(metrics, evaluations, progress)
                     progress.note("")
-                if self.step % c.checkpoint_every == 0 or self.step == c.updates or interrupt.requested:
+                stop = interrupt.requested  # asked once: a signal from here on comes after the next update
+                if self._due(c.checkpoint_every) or stop:
+                    check_finite(self.step, as_floats(values))
                     metrics.flush()
                     evaluations.flush()
                     self.save()
                 progress.update(self.step)
-                if interrupt.requested:
+                if stop:
                     break
         evaluations.close()
         return self.step >= c.updates
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.updates
 
     def _log(self, metrics: MetricsWriter, progress: Progress, values: Metrics) -> None:
         rate: dict[str, float | Tensor] = {"updates_per_s": self.step / max(self.train_s, 1e-9)}
@@ -107,9 +114,13 @@ class OfflineRun:
 
 
 def load_weights(agent: Agent, found: checkpoint.Checkpoint) -> None:
-    """Copy a checkpoint's weights into `agent`."""
+    """Copy a checkpoint's weights into `agent`. Raises CheckpointError when they are those of other networks."""
     weights = {k.removeprefix("agent."): v for k, v in found.tensors.items() if k.startswith("agent.")}
-    agent.load_state_dict(weights)
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{found.path}: the weights are not those of this configuration: {reasons[0]}") from error
 
 
 def build_agent(cls: type[Agent], config: Config, spec: DataSpec) -> Agent:

@@ -1,0 +1,465 @@
+"""What every implemented system promises, whatever it learns; a system is under test as soon as the index names it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import random
+import re
+import signal
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import SPEC, act, assert_same, open_run, outcome, small, synthetic_store, tiny_world
+from torch import Tensor, nn
+
+from echelon.claims import Claim, statistic_name
+from echelon.data.store import Store
+from echelon.errors import CheckpointError, EchelonError, UsageError
+from echelon.evidence import reproduce, status
+from echelon.hierarchy.level import Level
+from echelon.systems import index
+from echelon.systems.offline.recipes import SIZES
+from echelon.training import checkpoint, run
+from echelon.training.agent import Agent, Batch, Learner
+from echelon.training.config import Config, from_json, to_json
+from echelon.training.offline import OfflineRun, build_agent, load_weights
+
+TESTS = Path(__file__).parent
+ENVIRONMENTS = (
+    "pointmaze-large-stitch-v0",
+    "antmaze-medium-explore-v0",
+    "humanoidmaze-giant-navigate-v0",
+    "cube-single-noisy-v0",
+)
+BUDGET = (
+    "env",
+    "updates",
+    "batch_size",
+    "transitions",
+    "lr",
+    "eval_every",
+    "eval_episodes",
+    "actor_hidden",
+    "value_hidden",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The synthetic data set, in a world where nothing else exists."""
+    found = synthetic_store(tmp_path_factory.mktemp("data") / "walks")
+    with tiny_world(found):
+        yield found
+
+
+@pytest.fixture(params=index.names())
+def cls(request: pytest.FixtureRequest) -> type[Agent]:
+    """Every implemented system in turn."""
+    return index.load(request.param)
+
+
+def batches(
+    cls: type[Agent], store: Store, tmp_path: Path, count: int, **changes: Any
+) -> tuple[OfflineRun, list[Batch]]:
+    """A run at its beginning, and its first batches."""
+    found = open_run(cls, small(cls, **changes), store, tmp_path)
+    return found, [found.source.next() for _ in range(count)]
+
+
+def train(cls: type[Agent], directory: Path, stop_at: int | None = None, **changes: Any) -> list[str]:
+    """Train, or go on, in `directory`; SIGINT arrives in update `stop_at`. Returns what was said."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if stop_at is not None:
+            step = Learner.step
+
+            def interrupted(learner: Learner, number: int, batch: Batch) -> dict[str, Tensor]:
+                if number == stop_at:
+                    signal.raise_signal(signal.SIGINT)
+                return step(learner, number, batch)
+
+            patch.setattr(Learner, "step", interrupted)
+        done = run.train(cls, small(cls, **changes), directory, device="cpu", threads=1, say=said.append)
+    assert (done is None) == (stop_at is not None)
+    return said
+
+
+def states(count: int, seed: int = 0) -> Tensor:
+    """Some observations or goals [count, O]."""
+    return torch.randn(count, SPEC.observation_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(agent: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+
+
+# --- building and configuration
+
+
+def test_it_builds_from_its_defaults(cls: type[Agent]) -> None:
+    agent = build_agent(cls, cls.Config(), SPEC)
+    assert isinstance(agent, Agent)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in agent.state_dict().values())
+    updates = agent.updates()
+    assert len({update.name for update in updates}) == len(updates) > 0
+    owned = [id(p) for update in updates for module in update.modules for p in module.parameters()]
+    trainable = {id(p) for p in agent.parameters() if p.requires_grad}
+    assert set(owned) == trainable, "an update moves a frozen parameter, or none moves a trainable one"
+
+
+def test_its_configuration_survives_json(cls: type[Agent]) -> None:
+    recipes = [index.load(cls.Config.system).Config()]
+    from echelon.systems.launch import recipe
+
+    recipes += [recipe(cls.Config.system, env, size) for env in ENVIRONMENTS for size in SIZES]
+    for config in [*recipes, small(cls, seed=7, transitions=100)]:
+        document = json.loads(json.dumps(to_json(config)))
+        assert document["system"] == cls.Config.system
+        assert from_json(cls.Config, document["config"]) == config
+        assert config.goals() == from_json(cls.Config, document["config"]).goals()
+
+
+def test_its_configuration_refuses_unknown_fields(cls: type[Agent]) -> None:
+    values = to_json(cls.Config())["config"]
+    with pytest.raises(UsageError, match=r"unknown field of .*'batchsize'; did you mean batch_size"):
+        from_json(cls.Config, {**values, "batchsize": 8})
+    with pytest.raises(UsageError, match="__class__"):
+        from_json(cls.Config, {**values, "__class__": "os.system"})
+
+
+def test_its_configuration_refuses_wrong_types_by_name(cls: type[Agent]) -> None:
+    values, hints = to_json(cls.Config())["config"], typing.get_type_hints(cls.Config)
+    wrong: dict[Any, list[Any]] = {
+        int: [1.5, "1", True, None, [1]],
+        float: ["0.1", True, None, [0.1]],
+        str: [3, None, ["a"]],
+        bool: [1, "yes", None],
+    }
+    for field in dataclasses.fields(cls.Config):
+        for value in [{"a": 1}, *wrong.get(hints[field.name], [])]:
+            with pytest.raises(UsageError, match=rf"{cls.Config.system}: field {field.name} must be"):
+                from_json(cls.Config, {**values, field.name: value})
+
+
+@pytest.mark.parametrize(
+    "change", [{"updates": 0}, {"batch_size": 0}, {"eval_every": -1}, {"lr": 0.0}, {"lr": float("nan")}]
+)
+def test_its_configuration_refuses_senseless_values_by_name(cls: type[Agent], change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(change))):
+        cls.Config(**change)
+
+
+def test_a_configuration_is_frozen_and_names_its_system(cls: type[Agent]) -> None:
+    assert issubclass(cls.Config, Config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cls.Config().lr = 1.0  # type: ignore[misc]
+    assert cls.Config.system in index.names()
+
+
+# --- updates
+
+
+def test_three_updates_are_finite_and_move_every_parameter(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, drawn = batches(cls, store, tmp_path, 3)
+    before = weights(found.agent)
+    for step, batch in enumerate(drawn, 1):
+        metrics = found.learner.step(step, batch)
+        assert all(bool(torch.isfinite(value)) for value in metrics.values()), metrics
+    after = weights(found.agent)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
+    still = [name for name, p in found.agent.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert not still, f"three updates left these as they were: {still}"
+
+
+def test_metrics_are_single_numbers_under_stable_names(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, drawn = batches(cls, store, tmp_path, 3)
+    every = max(update.every for update in found.learner.updates)
+    rows = [found.learner.step(every * step, batch) for step, batch in enumerate(drawn, 1)]
+    assert len({tuple(row) for row in rows}) == 1
+    assert {f"loss/{update.name}" for update in found.learner.updates} <= set(rows[0])
+    for name, value in rows[0].items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*(/[a-z0-9_]+)*", name), name
+        assert isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad, name
+
+
+def test_targets_get_no_gradient_and_follow_slowly(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, (batch, other) = batches(cls, store, tmp_path, 2)
+    found.learner.step(1, batch)  # the online networks leave their targets
+    for update in found.learner.updates:
+        owned = {id(p) for module in update.modules for p in module.parameters()}
+        for polyak in update.targets:
+            online, before = list(polyak.online.parameters()), [p.clone() for p in polyak.target.parameters()]
+            sources = [p.detach().clone() for p in online]
+            found.learner.step(2, other)
+            for source, old, new in zip(sources, before, polyak.target.parameters(), strict=True):
+                assert not new.requires_grad and new.grad is None and id(new) not in owned
+                torch.testing.assert_close(new, old + polyak.rate * (source - old), rtol=0, atol=1e-6)
+
+
+def test_a_batch_of_one_works(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, drawn = batches(cls, store, tmp_path, 3, batch_size=1)
+    for step, batch in enumerate(drawn, 1):
+        metrics = found.learner.step(step, batch)
+        assert all(bool(torch.isfinite(value)) for name, value in metrics.items() if "loss" in name)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(found.agent).values())
+
+
+def test_wrong_sizes_are_refused_with_both_sizes(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, (batch,) = batches(cls, store, tmp_path, 1)
+    wide = {name: torch.cat([x, x], -1) if x.dim() == 2 else x for name, x in batch.items()}
+    with pytest.raises((RuntimeError, ValueError), match=r"shapes|sizes"):
+        found.learner.step(1, wide)
+    with pytest.raises((RuntimeError, ValueError), match=r"shapes|sizes"):
+        act(found.agent, states(4)[:, :2], states(4)[:, :2])
+
+
+# --- determinism and resuming
+
+
+def test_the_same_seed_twice_is_bit_equal(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    train(cls, tmp_path / "a")
+    for disturb in (random.seed, np.random.seed, torch.manual_seed):
+        disturb(12345)  # nothing may depend on the process-wide generators
+    train(cls, tmp_path / "b")
+    assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
+
+
+def test_different_seeds_differ(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    one, (first,) = batches(cls, store, tmp_path, 1)
+    two, (second,) = batches(cls, store, tmp_path, 1, seed=1)
+    assert not torch.equal(first["observations"], second["observations"])
+    mine, other = weights(one.agent), weights(two.agent)
+    assert any(not torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    """SIGINT at the first update, inside and at the ends of the sampler's block of 16, at an evaluation, at 39 of 40."""
+    train(cls, tmp_path / "whole")
+    for stops in ((1, 7, 16, 17, 39), (15, 32)):
+        directory = tmp_path / f"stopped-{stops[0]}"
+        for stop in stops:
+            said = train(cls, directory, stop_at=stop)
+            assert said[-1] == f"stopped at step {stop}; continue with: echelon resume {directory}"
+            assert (found := checkpoint.latest(directory)) and found.step == stop
+        assert f"resumed at step {stops[-1]}" in train(cls, directory)
+        assert_same(outcome(tmp_path / "whole"), outcome(directory))
+
+
+def test_checkpoints_do_not_disturb_the_run(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found = open_run(cls, small(cls), store, tmp_path / "a")
+    other = open_run(cls, small(cls), store, tmp_path / "b")
+    for step in range(1, 20):
+        for one in (found, other):
+            one.step = step
+            one.learner.step(step, one.source.next())
+        found.save()
+    mine, theirs = weights(found.agent), weights(other.agent)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_saved_and_loaded_it_acts_the_same(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, drawn = batches(cls, store, tmp_path, 3)
+    for step, batch in enumerate(drawn, 1):
+        found.learner.step(step, batch)
+    found.step = 3
+    found.save()
+    loaded = build_agent(cls, small(cls, seed=5), SPEC)
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    load_weights(loaded, saved)
+    s, g, candidates = states(32), states(32, 1), states(10, 2)
+    assert torch.equal(act(found.agent, s, g), act(loaded, s, g))
+    for name, value in found.agent.value_functions(s, g).items():
+        assert torch.equal(value, loaded.value_functions(s, g)[name])
+    subgoals = found.agent.subgoals(s, g, candidates)
+    assert subgoals is None or torch.equal(subgoals, typing.cast(Tensor, loaded.subgoals(s, g, candidates)))
+
+
+def test_a_finished_run_opens_again(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    train(cls, tmp_path / "run", updates=4)
+    assert train(cls, tmp_path / "run", updates=4) == [f"{tmp_path / 'run'} is finished already"]
+    agent, step = run.load_agent(cls, tmp_path / "run")
+    assert step == 4 and not agent.training
+    assert run.load_config(cls, tmp_path / "run") == small(cls, updates=4)
+    tasks = run.evaluate(cls, tmp_path / "run", episodes=2)["tasks"]
+    assert [len(outcomes) for outcomes in tasks.values()] == [2] * 5
+    other = index.load(next(name for name in index.names() if name != cls.Config.system))
+    with pytest.raises(UsageError, match=f"is a run of '{cls.Config.system}', not of '{other.Config.system}'"):
+        run.load_config(other, tmp_path / "run")
+
+
+def test_weights_of_other_sizes_are_refused(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    found, _ = batches(cls, store, tmp_path, 0)
+    found.save()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    hidden = {f.name: (5,) for f in dataclasses.fields(found.config) if f.name.endswith("hidden")}
+    with pytest.raises(CheckpointError, match="step_000000000"):
+        load_weights(build_agent(cls, small(cls, **hidden), SPEC), saved)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+    cls: type[Agent], store: Store, tmp_path: Path
+) -> None:
+    found = open_run(cls, small(cls, checkpoint_every=5, log_every=1000), store, tmp_path)
+    step = found.learner.step
+
+    def poisoned(number: int, batch: Batch) -> dict[str, Tensor]:
+        return step(number, {name: x * float("nan") if number == 13 else x for name, x in batch.items()})
+
+    found.learner.step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(EchelonError, match=r"'.*loss.*' became nan at step 15.*last checkpoint is intact"):
+        found.train()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None and saved.step == 10
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values())
+
+
+# --- acting and looking
+
+
+def test_levels_have_names_and_act_within_bounds(cls: type[Agent]) -> None:
+    agent = build_agent(cls, small(cls), SPEC)
+    levels = agent.levels()
+    assert all(isinstance(level, Level) for level in levels)
+    assert len({level.name for level in levels}) == len(levels) > 0
+    with torch.no_grad():
+        for p in agent.parameters():
+            p.mul_(30)
+    action = act(agent, 10 * states(64), states(64, 1))
+    assert action.shape == (64, SPEC.action_dim)
+    assert float(action.abs().max()) <= 1
+    assert torch.equal(action, act(agent, 10 * states(64), states(64, 1)))
+
+
+def test_one_row_acts_as_in_a_batch(cls: type[Agent]) -> None:
+    agent = build_agent(cls, small(cls), SPEC)
+    s, g = states(16), states(16, 1)
+    alone = torch.cat([act(agent, s[i : i + 1], g[i : i + 1]) for i in range(len(s))])
+    torch.testing.assert_close(alone, act(agent, s, g), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_values_and_subgoals_have_their_shapes(cls: type[Agent]) -> None:
+    agent = build_agent(cls, small(cls), SPEC)
+    s, g, candidates = states(16), states(16, 1), states(10, 2)
+    values = agent.value_functions(s, g)
+    for name, value in values.items():
+        assert value.shape == (16,) and bool(torch.isfinite(value).all()), name
+        torch.testing.assert_close(value.flip(0), agent.value_functions(s.flip(0), g.flip(0))[name])
+    subgoals = agent.subgoals(s, g, candidates)
+    assert (subgoals is None) == (len(agent.levels()) == 1), "a hierarchy shows what its top level asks for"
+    if subgoals is not None:
+        assert subgoals.shape == s.shape
+        assert bool((subgoals[:, None] == candidates).all(-1).any(1).all()), "a subgoal is one of the candidates"
+
+
+# --- evidence and documentation
+
+
+def claims() -> list[Any]:
+    """Every claim of every system, at the size of record and, where there is one, at the published size."""
+    found = []
+    for slug, full in itertools.product(index.names(), (False, True)):
+        try:
+            made = reproduce.claims_of(slug, full)
+        except UsageError:
+            continue
+        found += [pytest.param(slug, claim, id=f"{slug}-{claim.id}{'-full' * full}") for claim in made]
+    return found
+
+
+def test_claims_of_a_system_have_unique_ids(cls: type[Agent]) -> None:
+    ids = [claim.id for claim in reproduce.claims_of(cls.Config.system)]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("slug", "claim"), claims())
+def test_a_claim_is_fair_and_complete(slug: str, claim: Claim) -> None:
+    assert claim.seeds == tuple(range(len(claim.seeds))), "seeds of record are 0, 1, 2, …"
+    assert claim.text and claim.source
+    budgets = []
+    for score in claim.scores:
+        assert statistic_name(score.statistic)
+        configs = reproduce.configs_of(score.arm, claim.seeds)
+        assert configs[0].system in index.names()
+        document = json.loads(json.dumps(to_json(configs[0])))
+        assert from_json(type(configs[0]), document["config"]) == configs[0]
+        budgets.append({name: getattr(configs[0], name) for name in BUDGET if hasattr(configs[0], name)})
+    shared = set.intersection(*(set(budget) for budget in budgets))
+    assert all(budget[name] == budgets[0][name] for budget in budgets for name in shared), (
+        "method and baseline differ in budget"
+    )
+    assert any(score.arm.config(0).system == slug for score in claim.scores)
+
+
+def test_everything_public_is_documented(cls: type[Agent]) -> None:
+    module = sys.modules[cls.__module__]
+    lacking = [
+        name for name, value in vars(module).items() if public(module, name, value) and not inspect.getdoc(value)
+    ]
+    for name, kind in inspect.getmembers(module, inspect.isclass):
+        if public(module, name, kind):
+            members = [m for m, value in vars(kind).items() if inspect.isfunction(value) and not m.startswith("_")]
+            lacking += [f"{name}.{member}" for member in members if not inspect.getdoc(getattr(kind, member))]
+    lacking += [f"{cls.Config.__name__}.{name}" for name in undocumented_fields(cls.Config)]
+    assert not lacking
+
+
+def public(module: Any, name: str, value: Any) -> bool:
+    """Whether `value` is a public function or class that `module` itself defines."""
+    here = inspect.isfunction(value) or inspect.isclass(value)
+    return here and value.__module__ == module.__name__ and not name.startswith("_")
+
+
+def undocumented_fields(config: type[Config]) -> list[str]:
+    """Fields of the class's own body that no text follows."""
+    body = ast.parse(inspect.getsource(config)).body[0].body  # type: ignore[attr-defined]
+    lacking = []
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
+            text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            lacking += [] if text else [ast.unparse(node.target)]
+    return lacking
+
+
+def test_its_file_opens_with_idea_source_levels_and_deviations(cls: type[Agent]) -> None:
+    text = sys.modules[cls.__module__].__doc__ or ""
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    for heading in ("Idea:", "Source:", "Levels:", "Deviations:"):
+        assert f"\n{heading}" in text, f"the module's docstring lacks '{heading}'"
+
+
+def test_its_status_is_computed(tmp_path: Path) -> None:
+    rows = {row["slug"]: row for row in status.table(tmp_path)}
+    for slug in index.names():
+        assert rows[slug]["status"] == status.RUNS, "nothing is verified without results"
+        assert {claim["verdict"] for claim in rows[slug]["claims"]} <= {status.NOT_RUN}
+    planned = [row["slug"] for row in rows.values() if row["status"] == status.PLANNED]
+    assert set(planned) == set(rows) - set(index.names())
+
+
+def test_it_has_oracle_tests(cls: type[Agent]) -> None:
+    """Some test of it compares with `tests/reference`, which was written without a look at its code."""
+    for file in TESTS.glob("test_*.py"):
+        tree = ast.parse(file.read_text())
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} | {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
+        words = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        if cls.Config.system in words and any(str(name).split(".")[0] == "reference" for name in imported):
+            return
+    pytest.fail(f"no test compares {cls.Config.system} with an independent reference")
