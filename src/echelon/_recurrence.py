@@ -66,10 +66,12 @@ def _solve(x: Tensor, a: Tensor, link: Tensor, depth: int) -> Tensor:
     n = len(x)
     if n % 2:
         x, a, link = (torch.cat([t, torch.zeros_like(t[:1])]) for t in (x, a, link))
+    whole = x
     (x, x_odd), (a, a_odd), (link, link_odd) = ((t[0::2], t[1::2]) for t in (x, a, link))
     even = _solve(_join(x, a, link, x_odd), a * a_odd, link & link_odd, depth - 1)
-    odd = _join(x_odd, a_odd, link_odd, even.roll(-1, 0))
-    return torch.stack((even, odd), 1).flatten(0, 1)[:n]
+    out = torch.empty_like(whole)
+    out[0::2], out[1::2] = even, _join(x_odd, a_odd, link_odd, even.roll(-1, 0))
+    return out[:n]
 
 
 def _join(x: Tensor, a: Tensor, link: Tensor, following: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Statistics among the items of each span, composed of span operations: the work behind `Spans.siblings`.
 
-y: [N, ...], 0 at excluded items; w: weights >= 0, broadcasting over y, 0 at excluded items; use: bool [N], the included.
+y: [N, ...], 0 at excluded items; w: weights >= 0, broadcasting over y, 0 at excluded ones; use: bool [N], the included.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ def mean(spans: Spans, y: Tensor, w: Tensor) -> Tensor:
 
 def mean_of_others(spans: Spans, y: Tensor, w: Tensor) -> Tensor:
     """Summed from both sides of the item, since total minus own would lose digits."""
-
-    def others(x: Tensor) -> Tensor:
-        return spans.shift(spans.scan(x, reverse=False), -1) + spans.shift(spans.scan(x), 1)
-
-    return _ratio(others(w * y), others(w))
+    x = torch.stack((w * y, w.expand_as(y)), -1)
+    others = spans.shift(spans.scan(x, reverse=False), -1) + spans.shift(spans.scan(x), 1)
+    return _ratio(others[..., 0], others[..., 1])
 
 
 def deviation(spans: Spans, y: Tensor, w: Tensor, ddof: int) -> Tensor:

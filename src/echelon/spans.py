@@ -196,14 +196,17 @@ class Spans:
         fill: a number, or one row a span, [n] or [n, ...]: bootstrap values enter here.
         """
         self._check(x)
-        there = torch.arange(self.size, device=self.device) + by
         span = self._span_of_slot
-        inside = _align((there >= self.offsets[span]) & (there < self.offsets[span + 1]), x)
+        inside = span == span.roll(-by)
+        if by > 0:  # what came round the end of memory is not inside
+            inside[-by:] = False
+        else:
+            inside[:-by] = False
         if isinstance(fill, Tensor) and fill.ndim:
             fill = self._check(fill, self.n, "spans", like=x)[span].to(x.dtype)
         else:
             fill = _scalar(fill, x.dtype, x.device)
-        return self._unpack(torch.where(inside, self._pack(x)[there.clamp(0, self.size - 1)], fill))
+        return self._unpack(torch.where(_align(inside, x), self._pack(x).roll(-by, 0), fill))
 
     def scan(self, x: Tensor, decay: float | Tensor = 1, reverse: bool = True, limit: int | None = None) -> Tensor:
         """The discounted running sum inside each span: O(N) work for any span lengths, and no division.
@@ -447,11 +450,10 @@ class SpanTree:
         return SpanTree({name: (spans.to(device), self._parents[name]) for name, spans in self._spans.items()})
 
     def __repr__(self) -> str:
-        names = [
-            f"{name}[{spans.n}]" + (f" < {self._parents[name]}" * (self._parents[name] is not None))
-            for name, spans in self._spans.items()
-        ]
-        return f"SpanTree({', '.join(names)}; size={self.size})"
+        above = {name: f" < {parent}" if parent else "" for name, parent in self._parents.items()}
+        return (
+            f"SpanTree({', '.join(f'{name}[{s.n}]{above[name]}' for name, s in self._spans.items())}; size={self.size})"
+        )
 
 
 def _nest(inner: Spans, outer: Spans, inner_name: str, outer_name: str) -> Spans:
@@ -467,8 +469,9 @@ def _nest(inner: Spans, outer: Spans, inner_name: str, outer_name: str) -> Spans
             f"{inner_name} does not refine {outer_name}: its span {span} holds item {int(inner.starts[span])} of span "
             f"{int(parent[span])} and item {item} of span {int(outer.ids[item])} of {outer_name}"
         )
-    met = inner.reduce(outer._slot_of_item, "min")
-    return Spans(F.pad(torch.bincount(parent, minlength=outer.n).cumsum(0), (1, 0)), torch.argsort(met))
+    contiguous = inner.order is None and outer.order is None  # then the inner spans lie in order already
+    order = None if contiguous else torch.argsort(inner.reduce(outer._slot_of_item, "min"))
+    return Spans(F.pad(torch.bincount(parent, minlength=outer.n).cumsum(0), (1, 0)), order)
 
 
 def _align(t: Tensor, like: Tensor) -> Tensor:
