@@ -21,9 +21,10 @@ from echelon.spans import Spans, SpanTree
 
 @dataclass
 class Timeline:
-    """The cells [M] in which a level's L streams acted, and of each stream: column, length, end and place in the record."""
+    """The cells [M] in which a level's L streams acted; of each stream its column, end and place in the record."""
 
     cells: np.ndarray  # int64[M]
+    line: np.ndarray  # int64[M] the stream (0..L-1) of each cell
     offsets: np.ndarray  # int64[L + 1] into cells
     column: np.ndarray  # int64[L] its column in the buffers
     end: np.ndarray  # int64[L] an `End`
@@ -31,17 +32,17 @@ class Timeline:
     place: np.ndarray  # int64[L] first item of that stream
 
     def items(self, at: np.ndarray) -> np.ndarray:
-        """The items of timeline positions `at`; a stream's end counts as its own, not as the start of the next."""
-        line = np.searchsorted(self.offsets, at, side="right") - 1
-        return self.place[line] + at - self.offsets[line]
+        """The items at which positions `at` of the timeline lie."""
+        return at if self.place is self.offsets else self.place[self.line[at]] + at - self.offsets[self.line[at]]
 
 
 @dataclass
 class Found:
-    """The decisions of one level and which of them owns each of its cells."""
+    """The decisions of one level, and which of them owns each of its cells (None if nobody asks)."""
 
     decisions: Decisions
-    owner: np.ndarray  # int64[rows × S], -1 where nobody acted
+    at: np.ndarray  # int64[D] where in the timeline they begin
+    owner: np.ndarray | None  # int64[rows × S], -1 where nobody acted
 
 
 def assemble(
@@ -59,7 +60,7 @@ def assemble(
     above: Found | None = None
     for log in recorder.logs if recorder.on else ():
         track = log.track
-        mine = line if track.members is None else _team_timeline(table, line, track, agents)
+        mine = line if track.members is None else _team_timeline(table, line, track)
         above = _decide(log, mine, rows, above)
         cells = line.cells if track.members is None else _cells_of(track, line.cells, recorder.streams)
         _partition(above, track, line, cells, partitions)
@@ -70,11 +71,10 @@ def assemble(
         if log.memory:
             memory[track.name] = _memory(log, mine, rows)
         log.carried = _carried(log, mine, above)
-    lengths = np.diff(line.offsets)
     return _rollout(
         columns,
-        stream=np.repeat(np.arange(len(lengths)), lengths),
-        tick=np.arange(len(line.cells)) - np.repeat(line.offsets[:-1] - table.start_tick, lengths),
+        stream=line.line,
+        tick=np.arange(len(line.cells)) - (line.offsets[:-1] - table.start_tick)[line.line],
         decisions=decisions,
         streams=_streams(table, [column % agents for column in line.column.tolist()], roles, policy_ids, learners),
         spans=SpanTree(partitions),
@@ -113,7 +113,7 @@ def _rollout(
         executed=columns.get("executed", proposed).to(device),
         decisions={name: found.map(lambda x: x.to(device)) for name, found in decisions.items()},
         streams=_streams_to(streams, device),
-        spans=spans.to(device),
+        spans=spans if device.type == "cpu" else spans.to(device),
         memory={name: (items.to(device), states.to(device)) for name, (items, states) in memory.items()},
     )
 
@@ -124,7 +124,6 @@ def _named(columns: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 def _packed(buffer: Buffer, rows: int, perm: Tensor) -> Tensor:
     """The cells `perm` of a time-major column, in that order."""
-    assert buffer.data is not None
     return buffer.data[:rows].flatten(0, 1).index_select(0, perm.to(buffer.data.device))
 
 
@@ -145,8 +144,8 @@ def _sorted(closings: Sequence[Closing]) -> Closing:
     final = {name: torch.cat([closing.final[name] for closing in closings]) for name in first.final}
     return Closing(
         streams=streams[order],
-        stop=np.concatenate([np.full(len(closing.streams), closing.stop) for closing in closings])[order],
         start=column("start"),
+        stop=column("stop"),
         start_tick=column("start_tick"),
         episode=episode[order],
         terminated=column("terminated"),
@@ -157,25 +156,29 @@ def _sorted(closings: Sequence[Closing]) -> Closing:
 
 
 def _timeline(table: Closing, width: int) -> Timeline:
-    lengths = table.stop - table.start
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    cells = np.repeat(table.start * width + table.streams, lengths) + within * width
     end = np.where(table.terminated, int(End.TERMINATED), np.where(table.truncated, int(End.TRUNCATED), int(End.OPEN)))
-    return Timeline(cells, offsets, table.streams, end, np.arange(len(lengths)), offsets[:-1])
+    line = _lay_out(table.start, table.stop - table.start, table.streams, width)
+    return Timeline(*line, table.streams, end, np.arange(len(end)), line[2])
 
 
-def _team_timeline(table: Closing, line: Timeline, track: Track, agents: int) -> Timeline:
+def _team_timeline(table: Closing, line: Timeline, track: Track) -> Timeline:
     """The timeline of a level above teams: each team goes by the member that lasted longest."""
     team = track.of_bottom[table.streams]
     order = np.lexsort((table.streams, -table.stop, team, table.episode))
     changes = (np.diff(table.episode[order]) != 0) | (np.diff(team[order]) != 0)
     lead = order[np.concatenate([[True], changes])]
-    lengths = table.stop[lead] - table.start[lead]
+    laid = _lay_out(table.start[lead], (table.stop - table.start)[lead], team[lead], track.streams)
+    return Timeline(*laid, team[lead], line.end[lead], lead, line.place[lead])
+
+
+def _lay_out(
+    start: np.ndarray, lengths: np.ndarray, column: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells, stream of each cell and offsets of streams that act in `lengths` rows of their column from row `start`."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    cells = np.repeat(table.start[lead] * track.streams + team[lead], lengths) + within * track.streams
-    return Timeline(cells, offsets, team[lead], line.end[lead], lead, line.place[lead])
+    line = np.repeat(np.arange(len(lengths)), lengths)
+    first = start * width + column - offsets[:-1] * width
+    return first[line] + np.arange(offsets[-1]) * width, line, offsets
 
 
 def _cells_of(track: Track, cells: np.ndarray, width: int) -> np.ndarray:
@@ -235,105 +238,107 @@ def _streams_to(streams: Streams, device: torch.device) -> Streams:
 
 def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None) -> Found:
     """Find the decisions of a level from the ticks at which they were due."""
-    track, cells, size = log.track, line.cells, len(line.cells)
-    first = np.zeros(size, dtype=bool)
-    first[line.offsets[:-1]] = True
-    if track.always:
-        codes, due = None, np.ones(size, dtype=bool)
-    else:
-        assert log.codes.data is not None
-        codes = log.codes.data[:rows].numpy().ravel()[cells]
-        due = codes != 0
-    starts = due | first
-    at = np.flatnonzero(starts)
-    acted = np.zeros(rows * track.streams, dtype=bool)
-    acted[cells[due]] = True
-    source = np.cumsum(acted)[cells[at]] - 1
-    lines = np.searchsorted(line.offsets, at, side="right") - 1
-    carried = ~due[at]
-    source[carried] = log.action.size + line.column[lines[carried]]
-    owner = np.full(rows * track.streams, -1, dtype=np.int64)
-    owner[cells] = np.cumsum(starts) - 1
-    stop = np.append(at[1:], size)
-    start_item = line.place[lines] + at - line.offsets[lines]
+    track, cells = log.track, line.cells
+    codes = None if track.always else log.codes.data[:rows].numpy().ravel()[cells]
+    at, source, carried = _segments(log, line, rows, codes)
+    stop = np.append(at[1:], len(cells))
+    start = line.items(at)
     parts = {
         "at": at,
-        "lines": lines,
-        "start": start_item,
-        "stop": start_item + stop - at,
+        "start": start,
+        "stop": start + stop - at,
         "begin": np.where(carried, int(Begin.CARRIED), int(Begin.DECIDED)),
-        "end": _ends(track, line, codes, stop, first, lines),
+        "end": _ends(track, line, codes, at, stop),
         "source": source,
     }
-    owner = _insert_empties(log, line, rows, parts, owner)
+    owner: np.ndarray | None = None
+    if track.below is not None or track.members is not None:
+        owner = np.full(rows * track.streams, -1, dtype=np.int64)
+        owner[cells] = np.repeat(np.arange(len(at)), stop - at)
+    if log.empties:
+        owner = _insert_empties(log, line, rows, parts, owner)
     action, log_prob, values = _emitted(log, parts["source"])
-    return Found(
-        Decisions(
-            stream=torch.from_numpy(line.stream[parts["lines"]]),
-            start=torch.from_numpy(parts["start"]),
-            stop=torch.from_numpy(parts["stop"]),
-            span=torch.full((len(parts["start"]),), -1),
-            begin=torch.from_numpy(parts["begin"]),
-            end=torch.from_numpy(parts["end"]),
-            action=action,
-            log_prob=log_prob,
-            parent=torch.from_numpy(_parents(track, cells[parts["at"]], above)),
-            values=values,
-        ),
-        owner,
+    decisions = Decisions(
+        stream=torch.from_numpy(line.stream[line.line[parts["at"]]]),
+        start=torch.from_numpy(parts["start"]),
+        stop=torch.from_numpy(parts["stop"]),
+        span=torch.full((len(parts["start"]),), -1),
+        begin=torch.from_numpy(parts["begin"]),
+        end=torch.from_numpy(parts["end"]),
+        action=action,
+        log_prob=log_prob,
+        parent=torch.from_numpy(_parents(track, cells[parts["at"]], above)),
+        values=values,
     )
+    return Found(decisions, parts["at"], owner)
 
 
-def _ends(
-    track: Track, line: Timeline, codes: np.ndarray | None, stop: np.ndarray, first: np.ndarray, lines: np.ndarray
-) -> np.ndarray:
+def _segments(
+    log: LevelLog, line: Timeline, rows: int, codes: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where in the timeline lasting decisions begin, the row of `_emitted` that holds each, and which were carried."""
+    track, cells = log.track, line.cells
+    acted = np.zeros(rows * track.streams, dtype=bool)
+    if codes is None:
+        at, carried = np.arange(len(cells)), np.zeros(len(cells), dtype=bool)
+        if log.action.size == len(acted):  # nobody was idle: decisions are packed as the cells are
+            return at, cells, carried
+        acted[cells] = True
+        return at, (np.cumsum(acted) - 1)[cells], carried
+    due = codes != 0
+    acted[cells[due]] = True
+    starts = due.copy()
+    starts[line.offsets[:-1]] = True
+    at = np.flatnonzero(starts)
+    carried = ~due[at]
+    source = (np.cumsum(acted) - 1)[cells[at]]
+    source[carried] = log.action.size + line.column[line.line[at[carried]]]
+    return at, source, carried
+
+
+def _ends(track: Track, line: Timeline, codes: np.ndarray | None, at: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Why each decision ended: the code of the tick after it, or how its stream ended, or stands at the batch's end."""
-    pending = np.full(len(line.column), int(End.TIMEOUT)) if track.codes is None else track.codes[line.column]
-    final = np.where(line.end == int(End.OPEN), pending, line.end)[lines].astype(np.int64)
-    inside = stop < len(first)
-    inside[inside] = ~first[stop[inside]]
-    final[inside] = int(End.TIMEOUT) if codes is None else codes[stop[inside]]
-    return final
+    following = np.minimum(stop, len(line.cells) - 1)
+    ends = np.full(len(at), int(End.TIMEOUT)) if codes is None else codes[following].astype(np.int64)
+    pending = int(End.TIMEOUT) if track.codes is None else track.codes[line.column].astype(np.int64)
+    last = np.searchsorted(at, line.offsets[1:] - 1, side="right") - 1  # of each stream
+    ends[last] = np.where(line.end == int(End.OPEN), pending, line.end)
+    return ends
 
 
 def _parents(track: Track, cells: np.ndarray, above: Found | None) -> np.ndarray:
-    if above is None or track.parent is None:
+    if above is None or above.owner is None or track.parent is None:
         return np.full(len(cells), -1, dtype=np.int64)
+    if track.parent_rows is None:
+        return above.owner[cells]
     row, column = np.divmod(cells, track.streams)
-    if track.parent_index is not None:
-        column = track.parent_index.cpu().numpy()[column]
-    return above.owner[row * track.parent.streams + column]
+    return above.owner[row * track.parent.streams + track.parent_rows[column]]
 
 
 def _insert_empties(
-    log: LevelLog, line: Timeline, rows: int, parts: dict[str, np.ndarray], owner: np.ndarray
-) -> np.ndarray:
+    log: LevelLog, line: Timeline, rows: int, parts: dict[str, np.ndarray], owner: np.ndarray | None
+) -> np.ndarray | None:
     """Put the decisions that took no time before those made at the same cell; return the owners renumbered."""
-    if not log.empties:
-        return owner
     where = np.full(rows * log.track.streams, -1, dtype=np.int64)
     where[line.cells] = np.arange(len(line.cells))
     at = np.concatenate([where[empty.row * log.track.streams + empty.streams] for empty in log.empties])
-    lines = np.searchsorted(line.offsets, at, side="right") - 1
-    item = line.place[lines] + at - line.offsets[lines]
     kept = log.action.size + (0 if log.carried is None else log.track.streams)
     more = {
         "at": at,
-        "lines": lines,
-        "start": item,
-        "stop": item,
+        "start": line.items(at),
+        "stop": line.items(at),
         "begin": np.full(len(at), int(Begin.DECIDED)),
         "end": np.full(len(at), int(End.OPTION)),
         "source": kept + np.arange(len(at)),
     }
-    count = len(parts["at"])
-    rank = np.concatenate([np.full(count, len(at)), np.arange(len(at))])  # empties in order, then the lasting one
+    lasting = len(parts["at"])
+    rank = np.concatenate([np.full(lasting, len(at)), np.arange(len(at))])  # empties in order, then the lasting one
     order = np.lexsort((rank, np.concatenate([parts["at"], at])))
     for name in parts:
         parts[name] = np.concatenate([parts[name], more[name]])[order]
     renumbered = np.empty(len(order), dtype=np.int64)
     renumbered[order] = np.arange(len(order))
-    return np.where(owner >= 0, renumbered[owner], -1)
+    return None if owner is None else np.where(owner >= 0, renumbered[owner], -1)
 
 
 def _emitted(log: LevelLog, source: np.ndarray) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -342,18 +347,18 @@ def _emitted(log: LevelLog, source: np.ndarray) -> tuple[Tensor, Tensor, dict[st
     rows = torch.from_numpy(source)
 
     def gather(buffer: Buffer, kept: Tensor | None, extra: list[Tensor]) -> Tensor:
-        assert buffer.data is not None
         pieces = [buffer.data[: buffer.size], *([] if kept is None else [kept]), *extra]
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return whole.index_select(0, rows.to(whole.device))
 
-    action = gather(log.action, carried and carried.action, [decision.action for decision in empties])
-    if log.log_prob.data is None:
+    action = gather(log.action, carried.action if carried else None, [decision.action for decision in empties])
+    if log.log_prob is None:
         log_prob = torch.full((len(source),), torch.nan)
     else:
-        log_prob = gather(log.log_prob, carried and carried.log_prob, [d.log_prob for d in empties])
+        extra = [decision.log_prob for decision in empties if decision.log_prob is not None]
+        log_prob = gather(log.log_prob, carried.log_prob if carried else None, extra)
     values = {
-        name: gather(buffer, carried and carried.values[name], [decision.values[name] for decision in empties])
+        name: gather(buffer, carried.values[name] if carried else None, [decision.values[name] for decision in empties])
         for name, buffer in log.values.items()
     }
     return action, log_prob, values
@@ -366,17 +371,22 @@ def _partition(
 
     A level above teams also gets "<level>/joint", whose spans hold the items of all members under one decision.
     """
-    owner = found.owner[cells]
-    starts = np.ones(len(owner), dtype=bool)
-    starts[1:] = np.diff(owner) != 0
-    starts[line.offsets[:-1]] = True
-    spans = Spans.from_starts(torch.from_numpy(starts))
-    decisions = found.decisions
+    decisions, parent = found.decisions, track.parent.name if track.parent else "stream"
     lasting = decisions.stop > decisions.start
+    if track.members is None:
+        starts = decisions.start[lasting]
+        partitions[track.name] = (Spans(torch.cat([starts, torch.tensor([len(line.cells)])])), parent)
+        decisions.span[lasting] = torch.arange(len(starts))
+        return
+    assert found.owner is not None
+    owner = torch.from_numpy(found.owner[cells])
+    starts = torch.ones(len(owner), dtype=torch.bool)
+    starts[1:] = owner.diff() != 0
+    starts[torch.from_numpy(line.offsets[:-1])] = True
+    spans = Spans.from_starts(starts)
     decisions.span[lasting] = spans.ids[decisions.start[lasting]]
-    partitions[track.name] = (spans, track.parent.name if track.parent else "stream")
-    if track.members is not None:
-        partitions[track.name + "/joint"] = (Spans.by_key(torch.from_numpy(owner)), "episode")
+    partitions[track.name] = (spans, parent)
+    partitions[track.name + "/joint"] = (Spans.by_key(owner), "episode")
 
 
 def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:
@@ -384,7 +394,7 @@ def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:
     lines = np.flatnonzero(line.end == int(End.OPEN))
     if log.track.always or not len(lines):
         return None
-    last = torch.from_numpy(found.owner[line.cells[line.offsets[lines + 1] - 1]])
+    last = torch.from_numpy(np.searchsorted(found.at, line.offsets[lines + 1] - 1, side="right") - 1)
     column = torch.from_numpy(line.column[lines])
     decisions = found.decisions
 
@@ -393,8 +403,8 @@ def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:
         whole[column.to(x.device)] = x[last.to(x.device)]
         return whole
 
-    log_prob = None if log.log_prob.data is None else spread(decisions.log_prob)
-    return Carried(spread(decisions.action), log_prob, {name: spread(x) for name, x in decisions.values.items()})
+    values = {name: spread(x) for name, x in decisions.values.items()}
+    return Carried(spread(decisions.action), spread(decisions.log_prob), values)
 
 
 def _memory(log: LevelLog, line: Timeline, rows: int) -> tuple[Tensor, Tensor]:

@@ -21,54 +21,52 @@ _FIRST_ROWS = 128
 
 
 class Buffer:
-    """A tensor that grows along its first dimension; on the CPU it is written through numpy, which costs less a call."""
+    """A tensor that grows along its first dimension; on the CPU it is written through numpy, the cheaper way per call."""
 
     def __init__(self) -> None:
-        self.data: Tensor | None = None
+        self.data = torch.empty(0)
         self.size = 0  # rows written, when used as a list
+        self._room = 0
         self._view: np.ndarray | None = None
 
     def set(self, row: int, x: Tensor | np.ndarray) -> None:
         """Write row `row`."""
-        if self.data is None or row >= len(self.data):
+        if row >= self._room:
             self._reserve(row + 1, x.shape, x)
-        if self._view is None:
-            assert self.data is not None
-            self.data[row].copy_(torch.as_tensor(x))
-        else:
-            self._view[row] = x.numpy() if isinstance(x, Tensor) else x
+        self._put(row, x)
 
     def append(self, x: Tensor | np.ndarray) -> None:
         """Write `x` [n, ...] behind the rows written so far."""
-        end = self.size + len(x)
-        if self.data is None or end > len(self.data):
+        end = self.size + x.shape[0]
+        if end > self._room:
             self._reserve(end, x.shape[1:], x)
-        if self._view is None:
-            assert self.data is not None
-            self.data[self.size : end].copy_(torch.as_tensor(x))
-        else:
-            self._view[self.size : end] = x.numpy() if isinstance(x, Tensor) else x
+        self._put(slice(self.size, end), x)
         self.size = end
 
+    def _put(self, where: int | slice, x: Tensor | np.ndarray) -> None:
+        if self._view is None:
+            self.data[where] = torch.as_tensor(x)
+        else:
+            self._view[where] = x.numpy() if isinstance(x, Tensor) else x
+
     def _reserve(self, rows: int, shape: Sequence[int], like: Tensor | np.ndarray) -> None:
-        capacity = max(rows, _FIRST_ROWS if self.data is None else 2 * len(self.data))
         like = torch.as_tensor(like)
+        old, self._room = self.data, max(rows, 2 * self._room, _FIRST_ROWS)
         with torch.inference_mode(False):  # what is recorded is trained on
-            grown = torch.zeros((capacity, *shape), dtype=like.dtype, device=like.device)
-            if self.data is not None:
-                grown[: len(self.data)] = self.data
-        self.data = grown
+            self.data = torch.zeros((self._room, *shape), dtype=like.dtype, device=like.device)
+            if len(old):
+                self.data[: len(old)] = old
         plain = like.device.type == "cpu" and like.dtype != torch.bfloat16
-        self._view = grown.numpy() if plain else None
+        self._view = self.data.numpy() if plain else None
 
 
 @dataclass
 class Closing:
     """Streams that ended together, or were open when the batch ended: one row each."""
 
-    streams: np.ndarray
-    stop: int  # the row after their last item
-    start: np.ndarray  # the row of their first item in the batch
+    streams: np.ndarray  # int64, columns of the buffers
+    start: np.ndarray  # int64, the row of the first item in the batch
+    stop: np.ndarray  # int64, the row after the last
     start_tick: np.ndarray
     episode: np.ndarray
     terminated: np.ndarray
@@ -87,66 +85,66 @@ class Empty:
 
 
 @dataclass
+class Carried:
+    """The decisions that are open at a batch's end, one row a stream of the level (others hold anything)."""
+
+    action: Tensor
+    log_prob: Tensor
+    values: dict[str, Tensor]
+
+
+@dataclass
 class LevelLog:
     """What one level decided in the batch."""
 
     track: Track
     action: Buffer = field(default_factory=Buffer)
-    log_prob: Buffer = field(default_factory=Buffer)
+    log_prob: Buffer | None = None
     values: dict[str, Buffer] = field(default_factory=dict)
     codes: Buffer = field(default_factory=Buffer)  # [tick, S]; unused by a level that decides on every tick
     learned: list[Buffer] = field(default_factory=list)  # [tick, S] probabilities of learned terminations
     empties: list[Empty] = field(default_factory=list)
     memory: list[tuple[int, np.ndarray, Tensor]] = field(default_factory=list)
     carried: Carried | None = None
+    begun: bool = False
 
     def decided(self, decision: Decision) -> None:
         """Append the decisions of one tick."""
-        first = self.action.size == 0
-        count = len(decision.action)
-        before = self.action.size
+        if not self.begun:
+            self.begun = True
+            self.log_prob = None if decision.log_prob is None else Buffer()
+            self.values = {name: Buffer() for name in decision.values}
+        self.check(decision)
         self.action.append(decision.action)
-        if decision.log_prob is not None:
-            self.log_prob.append(decision.log_prob)
-        if decision.values:
-            for name, value in decision.values.items():
-                if first and name not in self.values:
-                    self.values[name] = Buffer()
-                self.values[name].append(value)
-        rows = (self.log_prob.size, *(buffer.size for buffer in self.values.values()))
-        if any(size not in (0, before + count) for size in rows):
-            raise UsageError(f"level '{self.track.name}' gives log_prob and values with some decisions only")
+        if self.log_prob is not None:
+            self.log_prob.append(decision.log_prob)  # type: ignore[arg-type]  # checked above
+        for name, value in decision.values.items():
+            self.values[name].append(value)
+
+    def check(self, decision: Decision) -> None:
+        """A level that gives log_prob or some value once gives it always."""
+        if (decision.log_prob is None) != (self.log_prob is None) or decision.values.keys() != self.values.keys():
+            raise UsageError(f"level '{self.track.name}' gives log_prob or values with some of its decisions only")
 
     def clear(self) -> None:
         """Forget the batch, keep the storage."""
-        self.action.size = self.log_prob.size = 0
-        for buffer in self.values.values():
-            buffer.size = 0
+        for buffer in (self.action, self.log_prob, *self.values.values()):
+            if buffer is not None:
+                buffer.size = 0
         self.empties, self.memory = [], []
-
-
-@dataclass
-class Carried:
-    """The decisions that are open at a batch's end, one row a stream of the level (others hold anything)."""
-
-    action: Tensor
-    log_prob: Tensor | None
-    values: dict[str, Tensor]
 
 
 class Recorder:
     """All buffers of a runner. `row` is the tick of the batch that is being written."""
 
     def __init__(self, tracks: Sequence[Track], streams: int, record: bool | Sequence[str]):
-        self.logs = [LevelLog(track) for track in tracks]
-        for log in self.logs:
-            log.learned = [Buffer() for _ in log.track.learned]
+        self.logs = [LevelLog(track, learned=[Buffer() for _ in track.learned]) for track in tracks]
         self.on = record is not False  # off: rewards and labels only
         self.observations = None if record is True else tuple(record or ())  # None: all
         self.streams = streams
         self.columns: dict[str, Buffer] = {}
         self.row = 0
-        self.start = np.zeros(streams, dtype=np.int64)
+        self.start = np.zeros(streams, dtype=np.int64)  # of each stream, the row of its first item in the batch
         self.start_tick = np.zeros(streams, dtype=np.int64)
         self.episode = np.zeros(streams, dtype=np.int64)
         self.closings: list[Closing] = []
@@ -163,6 +161,10 @@ class Recorder:
         for name in obs if self.observations is None else self.observations:
             self.write("observation/" + name, obs[name])
 
+    def ticks(self, streams: np.ndarray) -> np.ndarray:
+        """How long the episodes of `streams` have been going."""
+        return self.start_tick[streams] + self.row - self.start[streams]
+
     def open(self, streams: np.ndarray, episodes: np.ndarray) -> None:
         """Begin streams whose first item is the next row."""
         self.start[streams] = self.row
@@ -174,13 +176,27 @@ class Recorder:
         streams: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
-        final: dict[str, Tensor],
+        final: Mapping[str, Tensor],
         labels: dict[str, np.ndarray],
     ) -> None:
-        """End `streams` before the next row; every argument has one row a stream given."""
-        start, tick, episode = self.start[streams], self.start_tick[streams], self.episode[streams]
-        closing = Closing(streams, self.row, start, tick, episode, terminated, truncated, final, labels)
-        self.closings.append(closing)
+        """End `streams` before the next row; `final` has a row for every stream, the others one for each given."""
+        if self.on:
+            names = final if self.observations is None else self.observations
+            rows = torch.from_numpy(streams)
+            final = {name: final[name][rows.to(final[name].device)] for name in names}
+        self.closings.append(
+            Closing(
+                streams=streams,
+                start=self.start[streams],
+                stop=np.full(len(streams), self.row),
+                start_tick=self.start_tick[streams],
+                episode=self.episode[streams],
+                terminated=terminated,
+                truncated=truncated & ~terminated,
+                final=dict(final) if self.on else {},
+                labels=labels,
+            )
+        )
 
     def next_batch(self) -> None:
         """Begin an empty batch; streams that are open go on."""

@@ -103,7 +103,7 @@ class Until(Termination):
         self.predicate, self.reason = predicate, reason
 
     def __call__(self, features: Any, running: Running, below: Tensor | None) -> Codes:
-        return codes(self.predicate(features, running), len(running.ticks), self.reason)
+        return as_codes(self.predicate(features, running), len(running.ticks), self.reason)
 
     def __repr__(self) -> str:
         return f"Until({getattr(self.predicate, '__name__', self.predicate)!s})"
@@ -130,8 +130,8 @@ class Learned(Termination):
         self.probability = probability
         if self.threshold is None:
             draw = torch.rand(streams, generator=self.generator, device=probability.device)
-            return codes(draw < probability, streams, End.OPTION)
-        return codes(probability > self.threshold, streams, End.OPTION)
+            return as_codes(draw < probability, streams, End.OPTION)
+        return as_codes(probability > self.threshold, streams, End.OPTION)
 
     def learned(self) -> tuple[Learned, ...]:
         return (self,)
@@ -167,13 +167,13 @@ class Either(Both):
         return f"({self.first!r} | {self.second!r})"
 
 
-def codes(answer: Tensor | np.ndarray, streams: int, reason: End = End.OPTION) -> Codes:
+def as_codes(answer: Tensor | np.ndarray, streams: int, reason: End = End.OPTION) -> Codes:
     """Turn an answer of `ends` (bool[S], or uint8[S] codes as a termination gives them) into codes."""
     values = answer.cpu().numpy() if isinstance(answer, Tensor) else np.asarray(answer)
     if values.shape != (streams,):
         raise UsageError(f"a termination gives one answer a stream, [{streams}], not {list(values.shape)}")
     if values.dtype == np.uint8:
-        return values
+        return values.copy()
     if values.dtype != bool:
         raise UsageError(f"a termination gives bool, not {values.dtype}")
     return values.astype(np.uint8) * np.uint8(reason)

@@ -11,58 +11,90 @@ from torch import Tensor
 
 from echelon.errors import UsageError
 from echelon.hierarchy.level import Features, Level
-from echelon.hierarchy.termination import Every, Learned, Running
+from echelon.hierarchy.termination import Every, Learned, Running, as_codes
+from echelon.rollout import End
 
-START = 255  # an event code: a stream's first decision; the other codes are those of `termination`
-PARENT = 254  # the parent's decision ended
+START = 255  # the code of a stream's first decision; the others are values of `End`
+PARENT = int(End.PARENT)
 
 
 class Track:
     """One level as it runs. S: its streams, `width` of them in each slot of the world.
 
-    `codes` uint8[S] says for the coming tick which decisions are due and why (0: the running one goes on); it is None for
-    a level that decides on every tick. `rows` are the active streams, None when all are.
+    `codes` uint8[S] says for the coming tick which decisions are due and why (0: the running one goes on); None for a
+    level that decides on every tick. `rows` and `mask` are the active streams (`rows` None: all are).
     """
 
     def __init__(self, level: Level, width: int, slots: int, agents: int, to_bottom: np.ndarray, device: torch.device):
-        self.level, self.name, self.width = level, level.name, width
+        self.level, self.name, self.width, self.device = level, level.name, width, device
         self.streams = slots * width
         self.parent: Track | None = None
-        self.parent_index: Tensor | None = None  # int64[S] into the parent's streams; None: one to one
+        self.parent_rows: np.ndarray | None = None  # int64[S] into the parent's streams; None: one to one
+        self.parent_index: Tensor | None = None  # the same, on the device
         self.seat: Tensor | None = None  # int64[S] my row in a parent's per-member action
-        self.below_members: np.ndarray | None = None  # int64[S, m] streams of the level below; None: one to one
-        # of each bottom stream, my stream; and of each of mine, the bottom streams it covers
+        self.below: Track | None = None
+        self.below_members: Tensor | None = None  # int64[S, m] streams of the level below; None: one to one
+        # of each bottom stream, my stream; and of each of mine, the bottom streams it covers (None: one to one)
         self.of_bottom = (np.arange(slots)[:, None] * width + to_bottom[None, :]).ravel()
-        self.members = None if width == agents and (to_bottom == np.arange(agents)).all() else _groups(self.of_bottom)
-        self.member_rows = None if self.members is None else torch.from_numpy(self.members).to(device)
-        self.running = Running(self.streams, device)
-        self.held_is_mine = False  # whether `running.action` may be written in place
+        alone = width == agents and bool((to_bottom == np.arange(agents)).all())
+        self.members = None if alone else _groups(self.of_bottom)
+        self._member_rows = None if self.members is None else torch.from_numpy(self.members).to(device)
+        own = type(level)
+        termination = level.termination
+        self._asks_termination = own.ends is Level.ends
+        self.always = self._asks_termination and isinstance(termination, Every) and termination.k == 1
+        self.moves = own.advance is not Level.advance
+        self.guards = own.guard is not Level.guard
+        self.learned: tuple[Learned, ...] = termination.learned() if self._asks_termination else ()
+        self.everyone = torch.ones(self.streams, dtype=torch.bool, device=device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Abandon all decisions and memories."""
+        self.running = Running(self.streams, self.device)
+        self._held_is_mine = False  # whether `running.action` may be written in place
         self.memory: Tensor | None = None
         self.prior: Tensor | None = None  # the memory before the latest observation
         self.features: Features = None
         self.codes: np.ndarray | None = None
         self.active = np.zeros(self.streams, dtype=bool)
         self.rows: Tensor | None = None
-        self.all_due = torch.ones(self.streams, dtype=torch.bool, device=device)
-        self.device = device
-        kind = type(level)
-        self.always = kind.ends is Level.ends and isinstance(level.termination, Every) and level.termination.k == 1
-        self.moves = kind.advance is not Level.advance
-        self.guards = kind.guard is not Level.guard
-        self.learned: tuple[Learned, ...] = level.termination.learned() if kind.ends is Level.ends else ()
+        self.mask = self.everyone
+        for learned in self.learned:
+            learned.probability = None
+
+    # ---- between my streams and those of the world
 
     def grouped(self, x: Tensor) -> Tensor:
-        """Rows of bottom streams [S_bottom, ...] as I see them: mine, or [S, m, ...] over my members."""
-        return x if self.member_rows is None else x[self.member_rows]
+        """Rows of the world's streams as I see them: one a stream of mine, or [S, m, ...] over my members."""
+        return x if self._member_rows is None else x[self._member_rows]
 
     def ungrouped(self, x: Tensor) -> Tensor:
         """The inverse of `grouped`."""
-        if self.member_rows is None:
+        if self._member_rows is None:
             return x
         flat = x.flatten(0, 1)
         result = torch.empty_like(flat)
-        result[self.member_rows.flatten()] = flat
+        result[self._member_rows.flatten()] = flat
         return result
+
+    def seen(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Observations as I see them."""
+        return obs if self._member_rows is None else {name: value[self._member_rows] for name, value in obs.items()}
+
+    def of(self, streams: np.ndarray) -> np.ndarray:
+        """bool[S]: which of my streams have a member among the world's `streams` (bool)."""
+        return streams if self.members is None else streams[self.members].any(1)
+
+    def set_active(self, streams: np.ndarray) -> None:
+        """Take over which of the world's streams act."""
+        self.active = self.of(streams).copy()
+        self.rows, self.mask = None, self.everyone
+        if not self.active.all():
+            self.mask = torch.from_numpy(self.active).to(self.device)
+            self.rows = self.mask.nonzero()[:, 0]
+
+    # ---- decisions
 
     def command(self) -> Tensor | None:
         """The parent's running action, one row for each of my streams."""
@@ -72,31 +104,67 @@ class Track:
         assert action is not None
         if self.parent_index is None:
             return action
-        if self.parent.level.per_member:
-            return action[self.parent_index, self.seat]
-        return action[self.parent_index]
+        return action[self.parent_index, self.seat] if self.parent.level.per_member else action[self.parent_index]
 
-    def hold(self, action: Tensor, rows: Tensor | None, due: np.ndarray | None) -> None:
+    def hold(self, action: Tensor, rows: Tensor | None) -> None:
         """Make `action` the running decision of the streams `rows` (None: of all)."""
         running = self.running
         if rows is None:
-            running.action, self.held_is_mine = action, False
-            if due is not None:
-                running.ticks[:] = 0
+            running.action, self._held_is_mine = action, False
+            running.ticks[:] = 0
             return
         if running.action is None:
             running.action = action.new_zeros((self.streams, *action.shape[1:]))
-        elif not self.held_is_mine:
+        elif not self._held_is_mine:
             running.action = running.action.clone()
-        self.held_is_mine = True
+        self._held_is_mine = True
         running.action.index_copy_(0, rows, action)
-        if due is not None:
-            running.ticks[due] = 0
+        running.ticks[rows.cpu().numpy()] = 0
 
-    def set_active(self, bottom_active: np.ndarray) -> None:
-        """Recompute which of my streams are active: those with an active member."""
-        self.active = bottom_active if self.members is None else bottom_active[self.members].any(1)
-        self.rows = None if self.active.all() else torch.from_numpy(np.flatnonzero(self.active)).to(self.device)
+    def move(self, action: Tensor) -> None:
+        """Replace the running actions by what became of them."""
+        held = self.running.action
+        assert held is not None
+        if action.shape != held.shape:
+            shapes = f"{list(action.shape)}, not {list(held.shape)}"
+            raise UsageError(f"advance of level '{self.name}' returned shape {shapes}")
+        self.running.action, self._held_is_mine = action, False
+
+    def end_by_itself(self) -> None:
+        """Ask my level which running decisions end; the answer is in `codes`."""
+        for learned in self.learned:
+            learned.probability = None
+        running = self.running
+        if running.action is None:
+            self.codes = np.zeros(self.streams, dtype=np.uint8)
+            return
+        running.ticks += 1
+        if self._asks_termination and self.below is None:
+            self.codes = self.level.termination(self.features, running, None)
+            return
+        below = self._below()
+        if self._asks_termination:
+            self.codes = self.level.termination(self.features, running, below)
+        else:
+            self.codes = as_codes(self.level.ends(self.features, running, below), self.streams)
+
+    def _below(self) -> Tensor | None:
+        """bool[S] or [S, m]: whether decisions of the level below have just ended."""
+        if self.below is None:
+            return None
+        ended = self.below.mask if self.below.codes is None else torch.from_numpy(self.below.codes != 0).to(self.device)
+        return ended if self.below_members is None else ended[self.below_members]
+
+    def reset_memory(self, fresh: np.ndarray) -> None:
+        """Give the world's streams `fresh` (bool) the memory with which an episode begins."""
+        start = self.level.start(self.streams)
+        if start is None:
+            return
+        if self.memory is None:
+            self.memory = start
+            return
+        rows = torch.from_numpy(np.flatnonzero(self.of(fresh))).to(self.device)
+        self.memory = self.memory.index_copy(0, rows, start[rows])
 
 
 def build_tracks(levels: Sequence[Level], slots: int, agents: int, device: torch.device) -> list[Track]:
@@ -104,8 +172,8 @@ def build_tracks(levels: Sequence[Level], slots: int, agents: int, device: torch
     if not levels:
         raise UsageError("a runner needs at least one level")
     names = [level.name for level in levels]
-    if len(set(names)) < len(names):
-        raise UsageError(f"levels need different names, got {names}")
+    if len({*names, "episode", "stream"}) < len(names) + 2:
+        raise UsageError(f"levels need different names, none of them 'episode' or 'stream'; got {names}")
     tracks: list[Track] = []
     width, to_bottom = agents, np.arange(agents)
     for below, level in zip((None, *reversed(levels)), reversed(levels), strict=False):
@@ -123,16 +191,18 @@ def build_tracks(levels: Sequence[Level], slots: int, agents: int, device: torch
 
 
 def _connect(parent: Track, child: Track, slots: int) -> None:
-    child.parent = parent
+    child.parent, parent.below = parent, child
     if child.level.parent_of is None:
         if parent.level.per_member:
             raise UsageError(f"level '{parent.name}' is per_member, but '{child.name}' does not set parent_of")
         return
     seats = np.asarray(child.level.parent_of, dtype=np.int64)
     index = (np.arange(slots)[:, None] * parent.width + seats[None, :]).ravel()
-    parent.below_members = _groups(index)
+    members = _groups(index)
+    parent.below_members = torch.from_numpy(members).to(child.device)
     seat = np.empty(len(index), dtype=np.int64)
-    seat[parent.below_members] = np.arange(parent.below_members.shape[1])[None, :]
+    seat[members] = np.arange(members.shape[1])[None, :]
+    child.parent_rows = index
     child.parent_index = torch.from_numpy(index).to(child.device)
     child.seat = torch.from_numpy(seat).to(child.device)
 

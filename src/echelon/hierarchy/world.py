@@ -201,7 +201,7 @@ class VectorWorld:
             mask = np.zeros(self.slots, dtype=bool)
             mask[slots] = True
             options = {**(options or {}), "reset_mask": mask}
-        observation, _ = self.env.reset(seed=seeds, options=options)
+        observation, _ = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]  # lists are legal there
         self._ended[slots] = False
         self._next = self._as_dict(observation)
         return self._next
@@ -224,7 +224,7 @@ class VectorWorld:
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}
         return {name: _cast(value, self._dtype) for name, value in parts.items()}
 
-    def _final(self, observation: Observation, ended: np.ndarray, infos: Mapping[str, Any]) -> dict[str, Array]:
+    def _final(self, observation: Observation, ended: np.ndarray, infos: Mapping[str, Any]) -> Observation:
         """SAME_STEP: put the true final observations in place of those of the new episodes."""
         if "final_obs" not in infos:
             raise UsageError(f"{type(self.env).__name__} ended episodes in SAME_STEP mode without infos['final_obs']")
