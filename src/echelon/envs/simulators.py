@@ -6,6 +6,7 @@ the scene keeps the damping of a locked drawer or window from one episode to the
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ def build(info: EnvInfo, collecting: bool = False) -> Any:
     Mazes draw the noise on start and goal and their teleports from NumPy's global generator.
     """
     import gymnasium
-    import ogbench  # noqa: F401  (registers the environments)
     from gymnasium.envs.registration import load_env_creator
 
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="glfw")  # it warns of a missing display, and nothing is drawn here
+        import ogbench  # noqa: F401  (registers the environments)
     spec = gymnasium.spec(info.name)
     create: Any = load_env_creator(str(spec.entry_point))
     settings = {**spec.kwargs, "terminate_at_goal": not collecting}
