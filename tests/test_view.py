@@ -278,7 +278,7 @@ def test_fields_and_subgoals_are_those_of_the_agent(tmp_path: Path) -> None:
         assert np.array_equal(np.isnan(run.fields["task3"][name]), ~mask)
     episode = run.episodes[0]
     assert len(episode.values["V_h"]) == 60
-    assert 2 <= len(episode.subgoals) <= 30
+    assert 2 <= len(episode.subgoals) <= 24
     assert (episode.subgoals[:, 2] == 0.25).all(), "a subgoal is shown as a state of the data set"
     assert episode.subgoals[0, 0] == 0 and episode.subgoals[-1, 0] == 59
 

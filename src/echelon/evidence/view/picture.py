@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from echelon.errors import UsageError
@@ -28,7 +29,8 @@ def picture(runs: Sequence[Path], out: Path) -> Path:
 
     groups = gather(runs)
     for group in groups:
-        probe(group)
+        shown = next((run for run in group.runs if run.episodes), group.runs[0])
+        probe(replace(group, runs=[shown]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(strip(groups), encoding="utf-8")
     return out

@@ -16,8 +16,8 @@ from echelon.systems.offline.order import expert_order
 from echelon.systems.offline.recipes import environment_settings
 from echelon.training.agent import Agent
 
-SUBGOALS_PER_EPISODE = 30
-CANDIDATES = 800
+SUBGOALS_PER_EPISODE = 24
+CANDIDATES = 500
 
 
 def probe(group: Group) -> None:
