@@ -20,6 +20,7 @@ WRONG = {
     "data set to make": (["data", "make", "pointmaze-mediun-navigate-v0"], "pointmaze-medium-navigate-v0"),
     "data set to describe": (["data", "info", "pointmaze-mediun-navigate-v0"], "pointmaze-medium-navigate-v0"),
     "missing name": (["data", "make"], "NAME"),
+    "file to import": (["data", "import", "nowhere.npz"], "nowhere.npz"),
     "value of a flag": (["data", "make", "pointmaze-medium-navigate-v0", "--jobs", "two"], "--jobs"),
     "stray word": (["doctor", "now"], "'now'"),
     "system to describe": (["systems", "otta"], "ota"),

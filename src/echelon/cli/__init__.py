@@ -22,7 +22,7 @@ VERBS = {
     "view": "write and open the report of a run: levels, subgoals, curves, success",
     "reproduce": "run a system's claims against their baselines and record the verdicts",
     "compare": "compare runs: means, intervals, probability of improvement",
-    "data": "list, make, fetch, describe and verify data sets",
+    "data": "list, make, fetch, import, describe and verify data sets",
     "doctor": "check this machine and installation, with a remedy for each problem",
 }
 

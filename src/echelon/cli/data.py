@@ -1,8 +1,9 @@
-"""`echelon data`: list, make, fetch, describe and verify data sets."""
+"""`echelon data`: list, make, fetch, import, describe and verify data sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -10,6 +11,7 @@ from tyro.conf import Positional, arg
 from echelon.cli import show
 from echelon.cli.arguments import parse, subverb
 from echelon.data.store import MANIFEST, Store, cache_dir, exists, locate
+from echelon.errors import UsageError
 
 Name = Positional[Annotated[str, arg(metavar="NAME")]]
 
@@ -19,6 +21,7 @@ usage: echelon data ACTION [arguments]      echelon data ACTION --help explains 
   list          all data sets, whether they are here, and how to get them
   make NAME     collect one by simulation (resumable)
   fetch NAME    download the published one
+  import FILE   convert a published .npz file, and the -val file beside it
   info NAME     what a stored one holds and where it came from
   verify NAME   recompute its checksums and check its contents
 
@@ -52,6 +55,18 @@ class Make:
 
 
 @dataclass(frozen=True)
+class Import:
+    """Convert a published .npz file, and the -val file beside it if there is one."""
+
+    file: Positional[Annotated[Path, arg(metavar="FILE")]]
+    """The file, such as antmaze-large-navigate-v0.npz."""
+    name: str | None = None
+    """Name of the data set (default: the file's)."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Named:
     """The data set that is meant."""
 
@@ -63,7 +78,14 @@ class Named:
 
 def run(args: list[str]) -> int:
     """Run one action."""
-    actions = {"list": list_sets, "make": make_set, "fetch": fetch_set, "info": info_of_set, "verify": verify_set}
+    actions = {
+        "list": list_sets,
+        "make": make_set,
+        "fetch": fetch_set,
+        "import": import_set,
+        "info": info_of_set,
+        "verify": verify_set,
+    }
     action, rest = subverb("data", args, actions, USAGE)
     action(rest)
     return 0
@@ -127,6 +149,16 @@ def fetch_set(args: list[str]) -> None:
 
     options = parse(Named, args, "data fetch")
     report(Store.open(fetch(options.name)), options.json)
+
+
+def import_set(args: list[str]) -> None:
+    """Convert a published file."""
+    from echelon.data.ogbench import import_npz
+
+    options = parse(Import, args, "data import")
+    if not options.file.is_file():
+        raise UsageError(f"no file {options.file}; published sets are .npz files named like their data set")
+    report(Store.open(import_npz(options.file, options.name)), options.json)
 
 
 def info_of_set(args: list[str]) -> None:

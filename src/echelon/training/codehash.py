@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -30,8 +31,19 @@ Hashes = dict[str, str]
 
 
 def code_hash(module: str) -> str:
-    """Hash of all code that training and evaluating the system in `module` (dotted) runs, 12 hexadecimal digits."""
-    return digest(code_hashes([module, TRAINER]))
+    """Hash of all code that training and evaluating the system in `module` (dotted) runs, 12 hexadecimal digits.
+
+    A module outside echelon counts with its own file and all that it takes from echelon; without a file (typed into an
+    interpreter), only the trainer's code can count.
+    """
+    if module.partition(".")[0] == PACKAGE.name:
+        return digest(code_hashes([module, TRAINER]))
+    name = getattr(sys.modules.get(module), "__file__", None)
+    if name is None:
+        return digest(code_hashes([TRAINER]))
+    file = Path(name)
+    taken = [found for found in _imports(file, file.stat().st_mtime_ns, module, PACKAGE) if _file(found, PACKAGE)]
+    return digest(code_hashes([*taken, TRAINER]) | {file.name: module_hash(file)})
 
 
 def code_hashes(roots: Iterable[str]) -> Hashes:
