@@ -10,6 +10,7 @@ from torch import Tensor
 
 from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
 from echelon.data.store import Store
+from echelon.errors import CheckpointError
 from echelon.spans import Spans
 
 Batch = dict[str, Tensor]
@@ -79,8 +80,15 @@ class OfflineSource:
         return {"generator": self._before_block.clone(), "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue the stream exactly where `state_dict` was taken."""
-        self.generator.set_state(state["generator"])
+        """Continue the stream exactly where `state_dict` was taken.
+
+        Raises CheckpointError when that was on another kind of device, whose generator draws other numbers.
+        """
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            kind = self.row.device.type
+            raise CheckpointError(f"the batches were not drawn on '{kind}': resume on the run's own device") from error
         self._draw()
         self._position = int(state["position"])
 

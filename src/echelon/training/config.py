@@ -61,7 +61,10 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(cls: type[C], values: dict[str, Any]) -> C:
-    """Rebuild a configuration from its "config" part; unknown or missing fields and wrong types are refused by name."""
+    """Rebuild a configuration from its "config" part; unknown fields and wrong types are refused by name.
+
+    Fields that are absent take their defaults.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     resolved: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from echelon.data.source import OfflineSource
 from echelon.envs.ensure import ensure
-from echelon.errors import CheckpointError, UsageError
+from echelon.errors import CheckpointError, DataError, UsageError
 from echelon.training import checkpoint
 from echelon.training.agent import Agent, DataSpec
 from echelon.training.codehash import code_hash
@@ -23,6 +23,7 @@ from echelon.training.runtime import Runtime, choose
 
 Say = Callable[[str], None]
 DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
+LEFT_BY_A_KILLED_START = {".lock", "config.json.tmp"}
 
 
 def train(
@@ -45,6 +46,7 @@ def train(
     check_directory(directory, config)
     store = ensure(config.env, config.transitions, say=say)
     with checkpoint.RunLock(directory):
+        check_directory(directory, config)  # again: another process may have begun its run meanwhile
         if (directory / "result.json").exists():
             say(f"{directory} is finished already")
             return directory
@@ -52,6 +54,9 @@ def train(
         for refused in found.refused if found else ():
             say(f"refused: {refused}; using {found.path.name if found else ''}")
         recorded = _recorded(directory) if found else None
+        if recorded is not None:
+            _check_data(directory, recorded["data"], store.manifest)
+            device = recorded["device"] if device == "auto" else device
         runtime = choose(device, precision, threads, recorded)
         with runtime.active():
             say(f"{config.system} on {config.env}, seed {config.seed}: {runtime.describe()}")
@@ -109,7 +114,7 @@ def check_directory(directory: Path, config: Config) -> None:
     """Refuse a directory that holds something else than a run of this configuration."""
     file = directory / "config.json"
     if not file.exists():
-        if directory.exists() and any(p.name != ".lock" for p in directory.iterdir()):
+        if directory.exists() and {p.name for p in directory.iterdir()} - LEFT_BY_A_KILLED_START:
             raise UsageError(f"{directory} is not empty and holds no run; choose another directory with --out")
         return
     here, there = to_json(config), read_json(file)
@@ -134,8 +139,9 @@ def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, 
         "data": {key: manifest.get(key) for key in DATA_FACTS},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    checkpoint.write_json(directory / "identity.json", identity)
+    # the configuration first: a directory that holds one can always be resumed
     checkpoint.write_json(directory / "config.json", to_json(config))
+    checkpoint.write_json(directory / "identity.json", identity)
 
 
 def _finish(run: OfflineRun) -> None:
@@ -152,6 +158,15 @@ def _finish(run: OfflineRun) -> None:
 
 def _recorded(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "identity.json").read_text())
+
+
+def _check_data(directory: Path, recorded: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Refuse to resume on other data. The name may differ: a larger set of the same recipe begins with the smaller."""
+    deciding = ("recipe", "regenerated", "seed", "episodes", "transitions")
+    differ = [key for key in deciding if recorded.get(key) != manifest.get(key)]
+    if differ:
+        changes = ", ".join(f"{key} was {recorded.get(key)}, is {manifest.get(key)}" for key in differ)
+        raise DataError(f"{directory} was begun on other data than are stored now ({changes}); start another run")
 
 
 def _commit() -> str | None:

@@ -104,7 +104,11 @@ def high_actor_loss(
         now, later = value(both, torch.cat([z_s, z_w])).mean(0).chunk(2)
     advantage = later - now
     loss = awr_loss(advantage, high_actor.log_prob(high_actor(s, g), subgoal), alpha)
-    metrics = {"high/loss": loss.detach(), "high/advantage": advantage.mean(), "high/advantage_std": advantage.std()}
+    metrics = {
+        "high/loss": loss.detach(),
+        "high/advantage": advantage.mean(),
+        "high/advantage_std": advantage.std(correction=0),
+    }
     return loss, metrics
 
 
