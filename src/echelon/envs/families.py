@@ -24,7 +24,11 @@ class Collector(Protocol):
 def require_control() -> None:
     """Raise MissingExtra when the simulators are not installed."""
     for package in ("mujoco", "ogbench"):
-        if importlib.util.find_spec(package) is None:
+        try:
+            found = importlib.util.find_spec(package)
+        except ImportError:
+            found = None
+        if found is None:
             raise MissingExtra(package, "control")
 
 

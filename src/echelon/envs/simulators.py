@@ -27,8 +27,9 @@ def build(info: EnvInfo, collecting: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="glfw")  # it warns of a missing display, and nothing is drawn here
         import ogbench  # noqa: F401  (registers the environments)
-    spec = gymnasium.spec(info.name)
-    create: Any = load_env_creator(str(spec.entry_point))
+
+        spec = gymnasium.spec(info.name)
+        create: Any = load_env_creator(str(spec.entry_point))
     settings = {**spec.kwargs, "terminate_at_goal": not collecting}
     if isinstance(create, type):
         mode = "data_collection" if collecting else "task"
