@@ -13,7 +13,7 @@ from evidence_bench import OTA, Bench, bench, claimed, config_of
 
 from echelon.claims import Arm, AtLeast, Claim, Score, Verdict, success
 from echelon.errors import DataError, EchelonError, UsageError
-from echelon.evidence import reproduce, results, train
+from echelon.evidence import codehash, reproduce, results, train
 from echelon.evidence.run import Run
 from echelon.systems import index
 from echelon.training.config import to_json
@@ -46,7 +46,7 @@ def test_an_entry_holds_what_a_reader_needs_to_check_it(bench: Bench) -> None:
     assert run["result"]["train_s"] == 1.5 and run["identity"]["seed"] == 0
     assert entry["specification"]["arms"][1]["system"] == "hiql"
     assert entry["improvement"] == 1.0 and entry["estimate"]["level"] == 0.95
-    assert {"systems/offline/ota.py", "training/run.py", "evidence/statistics.py"} <= set(entry["modules"])
+    assert entry["modules"] == MODULES and entry["code_hash"] == codehash.digest(MODULES)
     assert {"machine", "load", "versions", "git", "date", "code_hash", "text", "source"} <= set(entry)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from evidence_bench import BEATS, HIQL, REACHES, SAME, Bench, bench, claimed, config_of, steps
+from evidence_bench import BEATS, HIQL, MODULES, REACHES, SAME, Bench, bench, claimed, config_of, steps
 
 from echelon.claims import Above, Arm, Claim, Score, success
 from echelon.errors import DataError
-from echelon.evidence import reproduce, status
+from echelon.evidence import codehash, status
 from echelon.systems import index
 
 __all__ = ["bench", "claimed"]
@@ -56,8 +57,8 @@ def test_only_results_of_record_count(bench: Bench, claimed: Callable) -> None:
 def test_changed_code_makes_a_result_stale(bench: Bench, claimed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed(BEATS)
     bench()
-    now = reproduce.hashes_of(BEATS) | {"data/goals.py": "0", "nets/new.py": "1"}
-    monkeypatch.setattr(status, "hashes_of", lambda claim: now)
+    now = MODULES | {"data/goals.py": "0", "nets/new.py": "1"}
+    monkeypatch.setattr(codehash, "of_result", lambda systems, statistics: now)
     row = state(bench)
     assert row["status"] == "runs" and row["claims"][0]["verdict"] == "supported"
     assert row["claims"][0]["stale"] == ["data/goals.py changed", "nets/new.py is used now"]
@@ -98,7 +99,7 @@ def test_pages_are_rewritten_between_their_markers(bench: Bench, claimed: Callab
     assert status.outdated(root) == [] and status.write_pages(root) == []
     readme, systems = (root / "README.md").read_text(), (root / "docs" / "systems.md").read_text()
     assert readme.startswith(f"before\n{status.BEGIN}\n") and readme.endswith(f"\n{status.END}\nafter\n")
-    assert "Of 101 systems: 1 verified, 0 runs, 100 planned. Baselines: GCBC, GCIVL, GCIQL, HIQL." in readme
+    assert "Of 101 systems: 1 verified, 0 running, 100 planned. Baselines: GCBC, GCIVL, GCIQL, HIQL." in readme
     assert "| OTA beats HIQL | [supported](results/ota/beats-hiql.json) |" in readme
     assert systems.count("\n| ") >= 105 and "../results/ota/beats-hiql.json" in systems
     assert "| 27 | OTA | Option-aware" in systems and "| baseline | HIQL |" in systems
@@ -110,3 +111,8 @@ def test_a_page_without_markers_is_refused(bench: Bench) -> None:
     (bench.folder / "docs" / "systems.md").write_text("")
     with pytest.raises(DataError, match=r"README.md: the generated table goes between"):
         status.pages(bench.folder)
+
+
+def test_the_pages_of_this_checkout_are_up_to_date() -> None:
+    stale = status.outdated(Path(__file__).parents[1])
+    assert not stale, f"{', '.join(path.name for path in stale)}: run `echelon systems --write` and commit the result"

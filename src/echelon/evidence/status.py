@@ -7,7 +7,7 @@
 
 A result is of record when it covers the claim's seeds at the size of record. It is fresh while the claim still compares
 the same configurations with the same test, and no module that the numbers depend on has changed. Systems that claim
-nothing (the baselines) stay at "runs".
+nothing stay at "runs".
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def readme_table(rows: list[dict[str, Any]], results_link: str = "results", more
     """Markdown: how many systems stand where, and the implemented ones with their verdicts."""
     papers = Counter(row["status"] for row in rows if row["number"] is not None)
     baselines = [row["name"] for row in rows if row["number"] is None and row["status"] != PLANNED]
-    counts = ", ".join(f"{papers[status]} {status}" for status in (VERIFIED, RUNS, PLANNED))
+    counts = f"{papers[VERIFIED]} verified, {papers[RUNS]} running, {papers[PLANNED]} planned"
     also = f" Baselines: {', '.join(baselines)}." if baselines else ""
     lines = [
         f"Of {papers.total()} systems: {counts}.{also} [All systems]({more})",
