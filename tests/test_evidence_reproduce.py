@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evidence_bench import OTA, Bench, bench, claimed, config_of
+from evidence_bench import MODULES, OTA, Bench, bench, claimed, config_of
 
 from echelon.claims import Arm, AtLeast, Claim, Score, Verdict, success
 from echelon.errors import DataError, EchelonError, UsageError
