@@ -531,3 +531,27 @@ def test_operations_compile_without_graph_breaks():
     compiled = torch.compile(credit, backend="eager", fullgraph=True)
     x, decay = column(0, 7), column(1, 7).sigmoid()
     torch.testing.assert_close(compiled(x, decay), credit(x, decay), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_operations_on_cuda_agree_and_never_wait_for_the_device():
+    here = Spans([0, 3, 4, 9], [8, 0, 3, 5, 1, 2, 7, 6, 4])
+    there, x, decay = here.to("cuda"), column(0, 9, 2), column(1, 9).sigmoid()
+
+    def operations(spans, x, decay):
+        for reverse in (True, False):
+            for limit in (None, 2):
+                yield spans.scan(x, decay, reverse, limit)
+        yield from (spans.reduce(x, how) for how in HOW)
+        yield from (spans.siblings(x[:, 0], stat, where=x[:, 1] > -1) for stat in STATS)
+        yield spans.shift(x, -1, spans.reduce(x)) + spans.expand(spans.reduce(x, "max"))
+        yield spans.clip(spans.ids, spans.ids + 2)
+
+    x_there, decay_there = x.cuda(), decay.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = list(operations(there, x_there, decay_there))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for result, expected in zip(results, operations(here, x, decay), strict=True):
+        torch.testing.assert_close(result.cpu(), expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from echelon.rollout import Begin, Decisions, End, Ragged, Rollout, Streams, par
 from echelon.spans import Spans, SpanTree
 
 _NESTED = ("final_observation", "labels")
-Column = TypeVar("Column", Tensor, Ragged, list[str])
+Column = Any  # Tensor, Ragged or list[str]
 
 
 def take_episodes(rollout: Rollout, ids: Tensor | Sequence[int]) -> Rollout:
@@ -32,10 +32,10 @@ def take_episodes(rollout: Rollout, ids: Tensor | Sequence[int]) -> Rollout:
     moved = torch.zeros_like(new_stream)
     moved[kept] = tree["stream"].starts - rollout.spans["stream"].starts[kept]
 
-    decisions, new_row = {}, torch.zeros(0)
+    decisions, new_row = {}, new_item[:0]
     for level, d in rollout.decisions.items():
         rows = (new_stream[d.stream] >= 0).nonzero()[:, 0]
-        d = _place(d.map(lambda column, rows=rows: column[rows]), new_stream, moved)
+        d = _place(d[rows], new_stream, moved)
         span = _rename(torch.where(d.span >= 0, d.start, -1), tree[level].ids)
         decisions[level] = replace(d, span=span, parent=_rename(d.parent, new_row))
         new_row = _inverse(rows, len(rollout.decisions[level]))
@@ -56,8 +56,7 @@ def take_episodes(rollout: Rollout, ids: Tensor | Sequence[int]) -> Rollout:
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
     """See `Rollout.cat`."""
-    if not rollouts or any(_shape(r) != _shape(rollouts[0]) for r in rollouts):
-        raise DataError(f"only rollouts of one shape can be joined, got {[_shape(r) for r in rollouts]}")
+    _check_alike(rollouts)
     model = rollouts[0]
     item_at, stream_at = _offsets([r.size for r in rollouts]), _offsets([len(r.streams) for r in rollouts])
     table = _cat_streams([r.streams for r in rollouts])
@@ -68,14 +67,15 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
     streams = Spans.by_key(chains.ids[_cat([r.stream for r in rollouts], stream_at)][items])
 
     spans = {"stream": streams, "episode": Spans.by_key(table.episode[chains.starts][streams.ids])}
-    decisions, new_row = {}, torch.zeros(0)
+    decisions: dict[str, Decisions] = {}
+    new_row = new_item[:0]
     for level in model.levels:
         d = _cat_decisions(rollouts, level, item_at, stream_at)
         parts = _decision_chains(d, level, chains)
         d = _place(d, chains.ids, new_item[first] - first)
-        joined = d.map(lambda column, rows=parts.starts: column[rows])
-        joined = replace(joined, stop=d.stop[parts.ends], end=d.end[parts.ends])
-        spans[level], span = partition(streams, joined.start, joined.stop)
+        joined = replace(d[parts.starts], stop=d.stop[parts.ends], end=d.end[parts.ends])
+        parent = model.spans.parent(level)
+        spans[level], span = partition(spans[parent] if parent in decisions else streams, joined.start, joined.stop)
         decisions[level] = replace(joined, span=span, parent=_rename(joined.parent, new_row))
         new_row = parts.ids
     for name in model.spans:
@@ -243,13 +243,22 @@ def _offsets(counts: Sequence[int]) -> list[int]:
     return list(accumulate(counts, initial=0))[:-1]
 
 
-def _shape(r: Rollout) -> dict[str, Any]:
-    """The names that two rollouts must share to be joined."""
-    return {
-        "levels": {level: sorted(d.values) for level, d in r.decisions.items()},
-        "reward": sorted(r.reward),
-        "observation": sorted(r.observation),
-        "spans": {name: r.spans.parent(name) for name in r.spans},
-        "streams": sorted([*r.streams.final_observation, *r.streams.labels]),
-        "memory": sorted(r.memory),
-    }
+def _check_alike(rollouts: Sequence[Rollout]) -> None:
+    """The names of columns, levels and partitions must agree."""
+    if not rollouts:
+        raise DataError("no rollouts to join")
+    shapes = [
+        {
+            "levels": {level: sorted(d.values) for level, d in r.decisions.items()},
+            "reward channels": sorted(r.reward),
+            "observations": sorted(r.observation),
+            "partitions": {name: r.spans.parent(name) for name in r.spans},
+            "final observations and labels": sorted([*r.streams.final_observation, *r.streams.labels]),
+            "memory": sorted(r.memory),
+        }
+        for r in rollouts
+    ]
+    for k, shape in enumerate(shapes):
+        for what, names in shape.items():
+            if names != shapes[0][what]:
+                raise DataError(f"rollout {k} cannot be joined to rollout 0: {what} {names} against {shapes[0][what]}")

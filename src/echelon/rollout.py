@@ -75,11 +75,14 @@ class Decisions:
     def __len__(self) -> int:
         return len(self.start)
 
+    def __getitem__(self, rows: Tensor) -> Decisions:
+        """These rows alone; `span` and `parent` still name what they named."""
+        return self.map(lambda column: column[rows])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Decisions:
         """The same table with every column changed."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "values"}
-        values = {name: change(column) for name, column in self.values.items()}
-        return Decisions(**{name: change(column) for name, column in columns.items()}, values=values)
+        changed = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "values"}
+        return Decisions(**changed, values={name: change(column) for name, column in self.values.items()})
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,9 +109,7 @@ class Rollout:
 
     stream: Tensor  # int64 [N], row of `streams`
     tick: Tensor  # int64 [N], time inside the episode, never decreasing along a stream
-    elapsed: (
-        Tensor  # float [N], time until the next item: 1; 0 inside a turn or between denoising steps; > 1 for macros
-    )
+    elapsed: Tensor  # float [N], time until the next item: 1; 0 inside a turn or a denoising chain; > 1 for macros
     reward: dict[str, Tensor]  # float [N] a channel
     scored: dict[str, Tensor]  # bool [N] a channel: false where its reward is not known yet
     observation: dict[str, Tensor | Ragged]  # [N, ...], what the levels saw at the item
@@ -121,6 +122,8 @@ class Rollout:
     meta: dict[str, Any] = field(default_factory=dict)  # JSON-able
 
     def __post_init__(self) -> None:
+        if {"episode", "stream"} & set(self.decisions):
+            raise DataError("rollout: 'episode' and 'stream' are partitions of every rollout, not names for a level")
         _check_items(self)
         _check_streams(self)
         for level in self.decisions:
@@ -215,15 +218,16 @@ def decision_returns(
     return Returns(reward, duration, d.end)
 
 
-def partition(streams: Spans, start: Tensor, stop: Tensor) -> tuple[Spans, Tensor]:
-    """The partition that decisions [start, stop) of one level cut the streams into, and the span of each decision.
+def partition(outer: Spans, start: Tensor, stop: Tensor) -> tuple[Spans, Tensor]:
+    """The partition of the items by decisions [start, stop) of one level, and the span of each decision.
 
-    streams: contiguous. Items that no decision holds form spans of their own; decisions with start == stop get span -1.
+    outer: contiguous, the streams or the spans of the level above; the result refines it. Items that no decision holds
+    form spans of their own; decisions with start == stop get span -1.
     """
     owns = stop > start
-    cuts = torch.cat([streams.starts, start[owns], stop[owns]])
-    starts = torch.zeros(streams.size, dtype=torch.bool, device=streams.device)
-    starts[cuts[cuts < streams.size]] = True
+    cuts = torch.cat([outer.starts, start[owns], stop[owns]])
+    starts = torch.zeros(outer.size, dtype=torch.bool, device=outer.device)
+    starts[cuts[cuts < outer.size]] = True
     spans = Spans.from_starts(starts)
     span = torch.full_like(start, -1)
     span[owns] = spans.ids[start[owns]]
@@ -335,14 +339,14 @@ def _check_items(rollout: Rollout) -> None:
     n, streams = rollout.size, rollout.spans["stream"]
     _check_rows("stream", rollout.stream, n, torch.int64)
     _check_rows("tick", rollout.tick, n, torch.int64)
-    columns: dict[str, Tensor | Ragged] = {
+    sized: dict[str, Tensor | Ragged] = {
         "elapsed": rollout.elapsed,
         "proposed": rollout.proposed,
         "executed": rollout.executed,
         **{f"observation '{name}'": column for name, column in rollout.observation.items()},
         **{f"reward '{name}'": column for name, column in rollout.reward.items()},
     }
-    for name, column in columns.items():
+    for name, column in sized.items():
         _check_rows(name, column, n)
     if rollout.reward.keys() != rollout.scored.keys():
         raise DataError(f"rollout: reward channels {list(rollout.reward)}, scored masks {list(rollout.scored)}")
@@ -429,6 +433,9 @@ def _check_decisions(rollout: Rollout, level: str) -> None:
             rows & (torch.bincount(d.stream[rows], minlength=len(table))[d.stream] > 1),
             f"is not the only {kind} one there",
         )
-    above = rollout.above(level)
-    parents = 0 if above is None else len(rollout.decisions[above])
+    above = rollout.decisions.get(rollout.above(level) or "")
+    parents = 0 if above is None else len(above)
     check((d.parent < -1) | (d.parent >= parents), f"has a parent outside of the {parents} decisions above")
+    if above is not None and parents:
+        home = table.episode[d.stream] == table.episode[above.stream[d.parent.clamp(min=0)]]
+        check((d.parent >= 0) & ~home, "has a parent in another episode")
