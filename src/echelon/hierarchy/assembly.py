@@ -1,13 +1,14 @@
 """From the recorder's time-major buffers to a `Rollout`: packed by stream, decisions with their spans and parents.
 
-A *cell* is row × streams + stream of a time-major column. The *timeline* of a level lists the cells in which its streams
-acted, stream after stream; for a level as wide as the world it is the timeline of the items themselves.
+A *cell* is row × streams + stream of a time-major column. The *timeline* of a level lists the cells in which its
+streams acted, stream after stream; for a level as wide as the world it is the timeline of the items themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from echelon.hierarchy.recorder import Buffer, Carried, Closing, LevelLog, Recorder
 from echelon.hierarchy.track import Track
-from echelon.rollout import Begin, Decisions, End, Rollout, Streams
+from echelon.rollout import Begin, Decisions, End, Rollout, Streams, partition
 from echelon.spans import Spans, SpanTree
+
+Record = TypeVar("Record", Decisions, Streams)
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Found:
 def assemble(
     recorder: Recorder, roles: Sequence[str], policy_ids: Sequence[str], learners: Sequence[bool], device: torch.device
 ) -> Rollout:
-    """Build the record of the batch on `device`; `roles`, `policy_ids` and `learners` have one entry an agent of a slot."""
+    """Build the record of the batch on `device`; the other arguments have one entry an agent of a slot."""
     rows, agents = recorder.row, len(roles)
     table = _sorted(recorder.closings)
     line = _timeline(table, recorder.streams)
@@ -63,7 +66,7 @@ def assemble(
         mine = line if track.members is None else _team_timeline(table, line, track)
         above = _decide(log, mine, rows, above)
         cells = line.cells if track.members is None else _cells_of(track, line.cells, recorder.streams)
-        _partition(above, track, line, cells, partitions)
+        _partition(above, track, len(line.cells), partitions)
         decisions[track.name] = above.decisions
         for index, buffer in enumerate(log.learned):
             name = f"{track.name}.termination" + f".{index}" * (len(log.learned) > 1)
@@ -111,8 +114,8 @@ def _rollout(
         observation={key: value.to(device) for key, value in _named(columns, "observation").items()},
         proposed=proposed.to(device),
         executed=columns.get("executed", proposed).to(device),
-        decisions={name: found.map(lambda x: x.to(device)) for name, found in decisions.items()},
-        streams=_streams_to(streams, device),
+        decisions={name: _moved(found, device) for name, found in decisions.items()},
+        streams=_moved(streams, device),
         spans=spans if device.type == "cpu" else spans.to(device),
         memory={name: (items.to(device), states.to(device)) for name, (items, states) in memory.items()},
     )
@@ -219,18 +222,17 @@ def _label(values: np.ndarray) -> Tensor | list[str]:
     return torch.from_numpy(values.astype(np.float32) if values.dtype.kind == "f" else values)
 
 
-def _streams_to(streams: Streams, device: torch.device) -> Streams:
-    return Streams(
-        episode=streams.episode.to(device),
-        role=streams.role,
-        policy_id=streams.policy_id,
-        learner=streams.learner.to(device),
-        terminated=streams.terminated.to(device),
-        truncated=streams.truncated.to(device),
-        start_tick=streams.start_tick.to(device),
-        final_observation={name: value.to(device) for name, value in streams.final_observation.items()},
-        labels={name: x.to(device) if isinstance(x, Tensor) else x for name, x in streams.labels.items()},
-    )
+def _moved(record: Record, device: torch.device) -> Record:
+    """Decisions or streams with every column on `device`."""
+    if device.type == "cpu":
+        return record
+
+    def move(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: move(value) for name, value in x.items()}
+        return x.to(device) if isinstance(x, Tensor) else x
+
+    return replace(record, **{f.name: move(getattr(record, f.name)) for f in fields(record)})
 
 
 # ---- decisions
@@ -364,29 +366,20 @@ def _emitted(log: LevelLog, source: np.ndarray) -> tuple[Tensor, Tensor, dict[st
     return action, log_prob, values
 
 
-def _partition(
-    found: Found, track: Track, line: Timeline, cells: np.ndarray, partitions: dict[str, tuple[Spans, str | None]]
-) -> None:
+def _partition(found: Found, track: Track, size: int, partitions: dict[str, tuple[Spans, str | None]]) -> None:
     """Add a level's partition: the segments of each stream under one of its decisions.
 
-    A level above teams also gets "<level>/joint", whose spans hold the items of all members under one decision.
+    A team's decision is entered on the time line of one member; there the others' streams stay whole (see `owners`).
     """
     decisions, parent = found.decisions, track.parent.name if track.parent else "stream"
-    lasting = decisions.stop > decisions.start
-    if track.members is None:
-        starts = decisions.start[lasting]
-        partitions[track.name] = (Spans(torch.cat([starts, torch.tensor([len(line.cells)])])), parent)
-        decisions.span[lasting] = torch.arange(len(starts))
+    if track.members is not None:
+        spans, decisions.span = partition(partitions[parent][0], decisions.start, decisions.stop)
+        partitions[track.name] = (spans, parent)
         return
-    assert found.owner is not None
-    owner = torch.from_numpy(found.owner[cells])
-    starts = torch.ones(len(owner), dtype=torch.bool)
-    starts[1:] = owner.diff() != 0
-    starts[torch.from_numpy(line.offsets[:-1])] = True
-    spans = Spans.from_starts(starts)
-    decisions.span[lasting] = spans.ids[decisions.start[lasting]]
-    partitions[track.name] = (spans, parent)
-    partitions[track.name + "/joint"] = (Spans.by_key(owner), "episode")
+    lasting = decisions.stop > decisions.start
+    starts = decisions.start[lasting]
+    partitions[track.name] = (Spans(torch.cat([starts, torch.tensor([size])])), parent)
+    decisions.span[lasting] = torch.arange(len(starts))
 
 
 def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:

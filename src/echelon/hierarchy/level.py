@@ -1,4 +1,4 @@
-"""What a level of a hierarchy is: it observes, decides, holds the decision until it ends, and may guard what is executed.
+"""What a level of a hierarchy is: it observes, decides, holds what it decided and may guard what is executed.
 
 A level is a network, a script or a planner; its tensors are batched over streams (S of them: one a decision maker and
 slot of the world). A stateless level needs a name and `decide`:
@@ -84,9 +84,10 @@ class Level(ABC):
         """
 
     def advance(self, action: Tensor, obs: dict[str, Tensor], previous: dict[str, Tensor]) -> Tensor:
-        """Move held decisions as the world moves (a relative goal, say); called before each tick on which they are held.
+        """Move the decisions that were held over a tick as the world moved (a relative goal, say).
 
-        `action` [S, ...]; rows whose decision has just begun are kept as they are, whatever is returned for them.
+        `action` [S, ...] are the running ones; `obs` and `previous` what the level saw after and before the tick. It is
+        called before `ends`; decisions that end now, or whose episode did, are replaced whatever is returned for them.
         """
         return action
 

@@ -21,7 +21,7 @@ _FIRST_ROWS = 128
 
 
 class Buffer:
-    """A tensor that grows along its first dimension; on the CPU it is written through numpy, the cheaper way per call."""
+    """A tensor that grows along its first dimension; on the CPU written through numpy, which costs less a call."""
 
     def __init__(self) -> None:
         self.data = torch.empty(0)

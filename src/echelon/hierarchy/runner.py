@@ -87,10 +87,10 @@ class Runner:
     def collect(self, ticks: int, open_spans: OpenSpans = "carried") -> Rollout:
         """Run every slot for `ticks` ticks, starting new episodes as old ones end, and return the record.
 
-        The next call goes on where this one stopped. Decisions that are open at the end have the end OPEN; with
-        "carried" they go on in the next batch (begin CARRIED, same action and log-probability), with "bootstrapped" they
-        are over and every level decides anew. Either way, a stream that goes on shows its latest observation as the
-        final one.
+        The next call goes on where this one stopped. Decisions that are open at the end have the end OPEN. With
+        "carried" they go on in the next batch: begin CARRIED, action, log_prob and values as they were decided. With
+        "bootstrapped" they are over and every level decides anew. Either way, a stream that goes on has its latest
+        observation as the final one, to bootstrap from.
         """
         if ticks < 1:
             raise UsageError(f"collect runs for at least one tick, not {ticks}")
@@ -293,7 +293,7 @@ class Runner:
             if answer.shape != grouped.shape:
                 shapes = f"{list(answer.shape)}, not {list(grouped.shape)}"
                 raise UsageError(f"guard of level '{track.name}' returned shape {shapes}")
-            self._check_nan("guarded action", track, answer, None)
+            self._check_nan("a guarded action", track, answer, None)
             executed = track.ungrouped(answer)
         changed = (executed != proposed).reshape(self.streams, -1).any(1).cpu().numpy()
         for track in self.tracks:
@@ -330,6 +330,9 @@ class Runner:
         running = self.running
         for track in reversed(self._timed):
             track.end_by_itself()
+            for learned in track.learned:
+                if learned.probability is not None:
+                    self._check_nan("a probability of ending", track, learned.probability, None)
         for track in self._timed:
             codes, parent = track.codes, track.parent
             assert codes is not None
@@ -349,10 +352,8 @@ class Runner:
         number = track.streams if rows is None else len(rows)
         shape = decision.action.shape
         if len(shape) == 0 or shape[0] != number:
-            raise UsageError(
-                f"level '{track.name}' was asked for {number} decisions, its action has shape {list(shape)}"
-            )
-        self._check_nan("action", track, decision.action, rows)
+            raise UsageError(f"level '{track.name}' was asked for {number} actions and gave shape {list(shape)}")
+        self._check_nan("an action", track, decision.action, rows)
 
     def _check_nan(self, what: str, track: Track, x: Tensor, rows: Tensor | None) -> None:
         if not has_nan(x):
@@ -360,7 +361,7 @@ class Runner:
         for bad in np.flatnonzero(nan_rows(x)).tolist():
             stream = bad if rows is None else int(rows[bad])
             if track.active[stream]:
-                raise EchelonError(f"level '{track.name}' gave a {what} with NaN in {self._place(stream, track)}")
+                raise EchelonError(f"level '{track.name}' gave {what} with NaN in {self._place(stream, track)}")
 
     def _check_observation(self, obs: Mapping[str, Tensor]) -> None:
         for name, value in obs.items():
@@ -376,7 +377,8 @@ class Runner:
     def _raised(self, error: Exception) -> EchelonError:
         bottom = self.tracks[-1]
         where = self._place(error.slot * self.agents, bottom) if isinstance(error, WorldError) else "some stream"
-        what = f"{type(error.__cause__ or error).__name__}: {error}"
+        cause = error.__cause__ if isinstance(error, WorldError) else error
+        what = f"{type(cause).__name__}: {cause}"
         return EchelonError(f"the world raised on an action of level '{bottom.name}' in {where}: {what}")
 
     def _place(self, stream: int, track: Track) -> str:

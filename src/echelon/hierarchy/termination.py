@@ -94,7 +94,7 @@ class Never(Termination):
 class Until(Termination):
     """Ends where `predicate(features, running) -> bool[S]` holds.
 
-    `reason`: `End.OPTION` when the decision's own condition is met, `End.INTERRUPTED` when something else is wanted now.
+    `reason`: `End.OPTION` when the decision's own condition is met, `End.INTERRUPTED` when something else comes first.
     """
 
     def __init__(self, predicate: Callable[[Any, Running], Tensor | np.ndarray], reason: End = End.OPTION):

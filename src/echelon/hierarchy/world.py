@@ -1,8 +1,8 @@
 """Batched worlds for the runner, and adapters from gymnasium environments.
 
 A world holds `slots` episodes at a time with `agents` decision makers each; its arrays have one row a stream
-(slots × agents, agents of one slot side by side). Episodes start only when the runner says so: no world resets itself, so
-the observation after an episode's last step is always its true final one.
+(slots × agents, agents of one slot side by side). Episodes start only when the runner says so: no world resets itself,
+so the observation after an episode's last step is always its true final one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class WorldError(EchelonError):
     """An environment raised; `slot` says in which."""
 
     def __init__(self, slot: int, error: Exception):
-        super().__init__(f"{type(error).__name__}: {error}")
+        super().__init__(f"slot {slot}: {type(error).__name__}: {error}")
         self.slot = slot
 
 
@@ -85,9 +85,9 @@ def from_gym(envs: Sequence[gymnasium.Env], clip: bool = True, dtype: torch.dtyp
 def from_vector(env: VectorEnv, clip: bool = True, dtype: torch.dtype = torch.float32) -> VectorWorld:
     """Run a gymnasium vector environment, one slot a sub-environment.
 
-    Autoreset mode DISABLED is what suits (`reset` with a mask, seeds honoured). SAME_STEP works for `Runner.collect` with
-    seeds left to the environment. NEXT_STEP is refused: there the step after an episode's end ignores the action, so that
-    the record would hold transitions that nobody decided.
+    Autoreset mode DISABLED is what suits (`reset` with a mask, seeds honoured). SAME_STEP works for `Runner.collect`
+    with seeds left to the environment. NEXT_STEP is refused: there the step after an episode's end ignores the action,
+    so that the record would hold transitions that nobody decided.
     """
     return VectorWorld(env, clip, dtype)
 
@@ -183,7 +183,7 @@ class VectorWorld:
         self.env, self.explicit = env, mode is AutoresetMode.DISABLED
         self.slots, self.agents, self.roles = env.num_envs, 1, ("agent",)
         self.bounds = _bounds(env.single_action_space, clip)
-        self._dtype = dtype
+        self._dtype, self._torch = dtype, False  # a world that shows tensors is given tensors
         self._ended = np.zeros(self.slots, dtype=bool)  # idle since their last step, not yet reset
         self._next: Observation | None = None  # SAME_STEP: the observation with new episodes begun
 
@@ -211,7 +211,8 @@ class VectorWorld:
         if self.explicit and self._ended.any():  # idle: kept alive, their steps are ignored
             self.env.reset(seed=None, options={"reset_mask": self._ended})
             self._ended[:] = False
-        observation, reward, terminated, truncated, infos = self.env.step(_like(actions, self.env))
+        command = actions if self._torch else actions.cpu().numpy()
+        observation, reward, terminated, truncated, infos = self.env.step(command)
         self._next = observation = self._as_dict(observation)
         ended = np.asarray(terminated) | np.asarray(truncated)
         if self.explicit:
@@ -222,6 +223,7 @@ class VectorWorld:
 
     def _as_dict(self, observation: Any) -> dict[str, Array]:
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}
+        self._torch = all(isinstance(value, Tensor) for value in parts.values())
         return {name: _cast(value, self._dtype) for name, value in parts.items()}
 
     def _final(self, observation: Observation, ended: np.ndarray, infos: Mapping[str, Any]) -> Observation:
@@ -243,11 +245,6 @@ class VectorWorld:
 def _cast(value: Any, dtype: torch.dtype) -> Tensor:
     tensor = torch.as_tensor(value)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _like(actions: Tensor, env: VectorEnv) -> Any:
-    """Numpy actions for environments with gymnasium spaces of numpy arrays, tensors for those that declare torch."""
-    return actions if env.metadata.get("array") == "torch" else actions.cpu().numpy()
 
 
 def _shared_options(resets: Sequence[Reset]) -> dict[str, Any] | None:
