@@ -180,7 +180,7 @@ def test_killed_work_is_taken_up_again(made, tmp_path, monkeypatch):
     monkeypatch.setitem(collect.SHARD_ROWS, "pointmaze", 1000)
     first = partial / collect.shards_of(parse(made.name))[0].file
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "MUJOCO_GL": "disable"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not first.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
