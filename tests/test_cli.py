@@ -208,6 +208,27 @@ def test_doctor_reports_every_check(empty: Path, capsys: pytest.CaptureFixture[s
     assert all(check["remedy"] for check in checks if check["status"] != "ok")
 
 
+def test_interrupted_verbs_exit_130(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from echelon.systems import launch
+
+    monkeypatch.setattr(launch, "train", lambda *args, **options: None)
+    assert main(["resume", "runs/first"]) == 130
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "train", interrupt)
+    assert main(["resume", "runs/first"]) == 130
+
+
+def test_a_bug_keeps_its_traceback(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from echelon.systems import launch
+
+    monkeypatch.setattr(launch, "train", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["resume", "runs/first"])
+
+
 def read_evaluations(run: Path) -> list[dict[str, object]]:
     """Evaluations of a run without what depends on the clock."""
     rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
