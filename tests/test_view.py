@@ -72,7 +72,7 @@ def record(env: str, episodes: int, length: int = 60, size: int = 2) -> Rollout:
     seen = np.concatenate([path[:-1] for path in paths]).astype(np.float32)
     aim = np.repeat([np.pad(task.goal_xy, (0, size - 2)) for task in tasks], length, axis=0).astype(np.float32)
     tables = {"high": decide(streams, 7), "low": decide(streams, 1)}
-    tables["low"].parent = torch.zeros(n, dtype=torch.int64)
+    tables["low"].parent = partition(streams, tables["high"].start, tables["high"].stop)[0].ids  # rows are in order
     spans = SpanTree(
         {"episode": (streams, None), "stream": (streams, "episode")}
         | {name: (partition(streams, d.start, d.stop)[0], "stream") for name, d in tables.items()}
