@@ -171,7 +171,9 @@ def test_maze_geometry(kind: str) -> None:
     plan = mazes.Plan(maze)
     rows, columns = maze.walls.shape
     for i, j in maze.free_cells:
-        assert plan.centre((i, j)) == pytest.approx(((j + 0.5) * plan.cell, (rows - 1 - i + 0.5) * plan.cell))
+        assert plan.pixels(np.array(maze.centre((i, j)))).tolist() == pytest.approx(
+            ((j + 0.5) * plan.cell, (rows - 1 - i + 0.5) * plan.cell)
+        )
     edges = sum(
         bool(maze.walls[i + a, j + b]) for i, j in maze.free_cells for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
     )

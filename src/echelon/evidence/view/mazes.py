@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echelon.envs.maze import Cell, MazeMap
+from echelon.envs.maze import MazeMap
 from echelon.evidence.view.gather import Array, Episode
 from echelon.evidence.view.markup import Markup, number, tag
 from echelon.evidence.view.svg import LEVELS, points_path, ramp
@@ -49,11 +49,6 @@ class Plan:
         x_min, _, _, y_max = self.maze.extent
         x, y = np.moveaxis(np.asarray(xy, dtype=np.float64), -1, 0)
         return np.stack([x - x_min, y_max - y], axis=-1) * (self.cell / self.maze.unit)
-
-    def centre(self, cell: Cell) -> tuple[float, float]:
-        """Pixel of a cell's centre."""
-        x, y = self.pixels(np.array(self.maze.centre(cell)))
-        return float(x), float(y)
 
     def svg(self, title: str, *inside: Markup | list[Markup] | None, class_: str = "maze") -> Markup:
         """An SVG element of the visible part."""
@@ -130,14 +125,17 @@ def field_limits(fields: Mapping[str, Mapping[str, Array]], name: str) -> tuple[
     return float(np.nanmin(values)), float(np.nanmax(values))
 
 
-def ends(plan: Plan, task: str) -> Markup:
-    """The start (ring) and the goal (star) of a task."""
-    found = {t.name: t for t in plan.maze.tasks}
-    if task not in found:
+def ends(plan: Plan, task: str, episode: Episode | None = None) -> Markup:
+    """The start (ring) and the goal (star): those of `episode`, else the task's nominal ones."""
+    found = {t.name: (t.start_xy, t.goal_xy) for t in plan.maze.tasks}
+    if episode is not None:
+        places = np.stack([episode.path[0], episode.goal[0, :2]])
+    elif task in found:
+        places = np.array(found[task])
+    else:
         return Markup("")
-    x, y = plan.centre(found[task].start)
-    goal = plan.centre(found[task].goal)
-    ring = tag("circle", tag("title", "start"), class_="start", cx=x, cy=y, r=4.5)
+    start, goal = plan.pixels(places).tolist()
+    ring = tag("circle", tag("title", "start"), class_="start", r=4.5, transform=_place(*start))
     star = tag("path", tag("title", "goal"), class_="goal", d=STAR, transform=_place(*goal))
     return tag("g", ring, star)
 

@@ -107,7 +107,11 @@ def _maze_panel(group: Group, run: Run, task: str, x: float) -> list[Markup]:
         drawn = [trail(plan, episode.path, class_) for class_ in lines]
         drawn.append(subgoals(plan, episode) or Markup(""))
     maze = plan.svg(
-        f"{group.label} on {task}", ground, walls(plan), tag("g", drawn, class_=f"s{group.style}"), ends(plan, task)
+        f"{group.label} on {task}",
+        ground,
+        walls(plan),
+        tag("g", drawn, class_=f"s{group.style}"),
+        ends(plan, task, episode),
     )
     outcome = "not recorded" if episode is None else "reaches the goal" if episode.success else "does not arrive"
     told = f"{task.replace('task', 'task ')}, seed {run.seed}: {outcome}"

@@ -4,7 +4,7 @@
   if (!root || !blob) return;
   const data = JSON.parse(blob.textContent);
   const NS = document.querySelector("svg").namespaceURI;
-  const state = { task: Object.keys(data.groups[0].ends)[0], seed: 0, episode: 0, step: 0, playing: false };
+  const state = { task: data.groups[0].tasks[0], seed: 0, episode: 0, step: 0, playing: false };
 
   function node(name, attributes, ...inside) {
     const svg = ["svg", "g", "use", "path", "circle", "line"].includes(name);
@@ -68,7 +68,7 @@
       this.seed = seed;
       this.episode = episodes[Math.min(state.episode, episodes.length - 1)];
       this.points = this.episode ? unpack(this.episode) : [];
-      this.ends.innerHTML = this.group.ends[state.task] || "";
+      this.ends.innerHTML = this.episode ? this.episode.ends : "";
       this.whole.setAttribute("d", line(this.points));
       this.rest.setAttribute("d", line(this.points));
       const names = seed.fields.map((field) => field[0]).concat("plain");
@@ -128,7 +128,7 @@
   bottom.append(node("div", { class: "time" }, play, slider, output));
 
   function controls() {
-    const tasks = Object.keys(data.groups[0].ends);
+    const tasks = data.groups[0].tasks;
     const seeds = data.groups.reduce((most, g) => (g.seeds.length > most.length ? g.seeds : most), []);
     const episodes = longest((p) => Math.max(...p.group.seeds.map((s) => (s.tasks[state.task] || []).length)));
     top.replaceChildren(chips("task", tasks.map((t) => t.replace("task", "")), tasks.indexOf(state.task), (i) => { state.task = tasks[i]; load(); }));

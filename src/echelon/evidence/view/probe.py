@@ -88,7 +88,7 @@ def _order(agent: Agent, run: Run) -> None:
     except (UsageError, MissingExtra) as error:
         run.missing["order"] = f"not measured: {error}"
         return
-    run.order = {name: float(np.nanmean(shares)) for name, shares in found.items()}
+    run.order = {name: float(np.nanmean(s)) for name, s in found.items() if np.isfinite(s).any()}
 
 
 def _along(agent: Agent, run: Run, states: Tensor | None) -> None:

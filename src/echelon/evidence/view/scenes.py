@@ -87,7 +87,7 @@ def task_cell(g: int, group: Group, plan: Plan, run: Run, task: str) -> Markup:
         [trail(plan, episode.path, "trail") for episode in episodes[:1]],
         tag("use", href=f"#walls{g}"),
         [part for episode in episodes[:1] if (part := subgoals(plan, episode)) is not None],
-        ends(plan, task),
+        ends(plan, task, episodes[0] if episodes else None),
     )
     reached = sum(episode.success for episode in episodes)
     told = f" · {reached} of {len(episodes)} reached" if episodes else " · not recorded"
@@ -171,7 +171,7 @@ def group_data(g: int, group: Group, plan: Plan) -> dict[str, Any]:
         "style": group.style,
         "maze": g,
         "box": list(plan.view_box),
-        "ends": {task.name: ends(plan, task.name) for task in plan.maze.tasks},
+        "tasks": [task.name for task in plan.maze.tasks],
         "seeds": seeds,
     }
 
@@ -182,6 +182,7 @@ def episode_data(plan: Plan, episode: Episode) -> dict[str, Any]:
     chosen = np.round(plan.pixels(episode.subgoals[:, 1:]) * 10).astype(int)
     return {
         "won": int(episode.success),
+        "ends": ends(plan, episode.task, episode),
         "path": np.diff(points, axis=0, prepend=np.zeros((1, 2), dtype=int)).ravel().tolist(),
         "subgoals": np.column_stack([episode.subgoals[:, 0].astype(int), chosen]).tolist(),
         "values": {name: trace(value) for name, value in episode.values.items()},

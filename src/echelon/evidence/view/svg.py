@@ -132,7 +132,7 @@ def _curve(line: Line, x: Axis, y: Axis, dots: bool) -> Markup:
         around = np.concatenate([y(line.high[good]), y(line.low[good])[::-1]])
         band = tag("path", class_="band", d=points_path(np.concatenate([px, px[::-1]]), around) + "Z")
     marks = None
-    if dots:
+    if dots or good.sum() == 1:
         tips = [f"{line.label}: {short(b)} at {short(a)}" for a, b in zip(line.x[good], line.y[good], strict=True)]
         marks = [
             tag("circle", tag("title", tip), class_="dot", cx=cx, cy=cy, r=2.6)
