@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from echelon.errors import EchelonError, UsageError
+from echelon.hierarchy.columns import as_array
 
 Array = np.ndarray | Tensor
 Observation = Mapping[str, Array]
@@ -183,68 +184,80 @@ class VectorWorld:
         self.env, self.explicit = env, mode is AutoresetMode.DISABLED
         self.slots, self.agents, self.roles = env.num_envs, 1, ("agent",)
         self.bounds = _bounds(env.single_action_space, clip)
-        self._dtype, self._torch = dtype, False  # a world that shows tensors is given tensors
-        self._ended = np.zeros(self.slots, dtype=bool)  # idle since their last step, not yet reset
-        self._next: Observation | None = None  # SAME_STEP: the observation with new episodes begun
+        self._dtype, self._copies = dtype, bool(getattr(env, "copy", False))
+        self._torch = False  # a world that shows tensors is given tensors
+        self._begun = False
+        self._ended = np.zeros(self.slots, dtype=bool)  # since their last step, and not yet reset
+        self._next: Observation = {}  # SAME_STEP: with new episodes begun
 
     def reset(self, slots: np.ndarray, resets: Sequence[Reset]) -> Observation:
         """Reset the given slots in one call; see `World.reset`."""
-        if self._next is not None and len(slots) < self.slots:
+        some = self._begun and (self.explicit or bool(self._ended[slots].all()))
+        if not some:
+            self.env.reset(seed=None)  # a first reset starts every sub-environment
+            self._begun = True
+        self._ended[slots] = False
+        if some and not self.explicit:
             return self._next
-        options = _shared_options(resets)
+        options = dict(_shared_options(resets) or {})
         seeds: list[int | None] = [None] * self.slots
         for slot, reset in zip(slots.tolist(), resets, strict=True):
             seeds[slot] = reset.seed
-        if self.explicit and len(slots) < self.slots:
-            if self._next is None:  # a first reset starts every sub-environment
-                self.env.reset(seed=None)
-            mask = np.zeros(self.slots, dtype=bool)
-            mask[slots] = True
-            options = {**(options or {}), "reset_mask": mask}
+        if self.explicit:
+            options["reset_mask"] = np.isin(np.arange(self.slots), slots)
         observation, _ = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]  # lists are legal there
-        self._ended[slots] = False
         self._next = self._as_dict(observation)
         return self._next
 
     def step(self, actions: Tensor, active: np.ndarray) -> Step:
         """Step all sub-environments; see `World.step`."""
-        if self.explicit and self._ended.any():  # idle: kept alive, their steps are ignored
-            self.env.reset(seed=None, options={"reset_mask": self._ended})
+        if self.explicit and self._ended.any():  # idle slots are kept alive, what they do is ignored
+            self.env.reset(seed=None, options={"reset_mask": self._ended.copy()})
             self._ended[:] = False
         command = actions if self._torch else actions.cpu().numpy()
         observation, reward, terminated, truncated, infos = self.env.step(command)
         self._next = observation = self._as_dict(observation)
-        ended = np.asarray(terminated) | np.asarray(truncated)
-        if self.explicit:
-            self._ended |= ended
-        elif ended.any():
-            observation = self._final(observation, ended, infos)
+        ended = as_array(terminated) | as_array(truncated)
+        self._ended |= ended
+        if not self.explicit and ended.any():
+            observation, infos = self._final(observation, ended, infos), _with_final(infos)
         return Step(observation, reward, terminated, truncated, infos=infos)
 
-    def _as_dict(self, observation: Any) -> dict[str, Array]:
+    def _as_dict(self, observation: Any) -> dict[str, Tensor]:
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}
         self._torch = all(isinstance(value, Tensor) for value in parts.values())
-        return {name: _cast(value, self._dtype) for name, value in parts.items()}
+        return {name: self._cast(value) for name, value in parts.items()}
+
+    def _cast(self, value: Any) -> Tensor:
+        """A tensor of its own, floating values in the type asked for."""
+        tensor = torch.as_tensor(value)
+        cast = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return cast.clone() if cast is tensor and not self._copies else cast
 
     def _final(self, observation: Observation, ended: np.ndarray, infos: Mapping[str, Any]) -> Observation:
         """SAME_STEP: put the true final observations in place of those of the new episodes."""
         if "final_obs" not in infos:
             raise UsageError(f"{type(self.env).__name__} ended episodes in SAME_STEP mode without infos['final_obs']")
-        finals, slots = infos["final_obs"], np.flatnonzero(ended)
-        result = {}
+        finals, result = infos["final_obs"], {}
         for name, array in observation.items():
-            copy = torch.as_tensor(array).clone()
-            for slot in slots.tolist():
-                value = finals[slot] if not isinstance(finals, Mapping) else finals[name][slot]
+            column = torch.as_tensor(array).clone()
+            for slot in np.flatnonzero(ended).tolist():
+                value = finals[name][slot] if isinstance(finals, Mapping) else finals[slot]
                 value = value[name] if isinstance(value, Mapping) else value
-                copy[slot] = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
-            result[name] = copy
+                column[slot] = torch.as_tensor(value)
+            result[name] = column
         return result
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Tensor:
-    tensor = torch.as_tensor(value)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _with_final(infos: Mapping[str, Any]) -> dict[str, Any]:
+    """SAME_STEP: infos with those of an episode's last step in place of those of the next one's start."""
+    merged, final = dict(infos), infos.get("final_info", {})
+    for key in final:
+        if "_" + key in final:
+            seen = as_array(final["_" + key])
+            merged[key] = np.where(seen, final[key], merged.get(key, final[key]))
+            merged["_" + key] = seen | merged.get("_" + key, False)
+    return merged
 
 
 def _shared_options(resets: Sequence[Reset]) -> dict[str, Any] | None:
