@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(args)
+        code = dispatch(args)
+        sys.stdout.flush()  # here, where a reader that left is noticed and forgiven
+        return code
     except UsageError as error:
         return complain(error, 2)
     except EchelonError as error:
