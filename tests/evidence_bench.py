@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from echelon.claims import Above, Arm, AtLeast, Claim, Equivalent, Score, success
-from echelon.evidence import codehash, reproduce, status, train
+from echelon.evidence import codehash, replay, reproduce, status, train
 from echelon.evidence.run import Run
 from echelon.systems import index
 from echelon.training.config import Config
@@ -102,6 +102,7 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         monkeypatch.setattr(reproduce, "claims_of", of)
         monkeypatch.setattr(status, "claims_of", of)
+        monkeypatch.setattr(replay, "claims_of", of)
 
     claim(BEATS, REACHES, SAME)
     return claim

@@ -47,7 +47,7 @@ def test_only_results_of_record_count(bench: Bench, claimed: Callable) -> None:
     bench(seeds=[7, 8])
     assert state(bench)["claims"][0] | {"text": ""} == {
         "id": "beats-hiql", "text": "", "verdict": "not run", "stale": [], "estimate": None, "date": None,
-        "result_file": "ota/beats-hiql.json",
+        "result_file": "ota/beats-hiql.json", "replayed": False, "remedy": "",
     }  # fmt: skip
     bench()
     bench(seeds=[7, 8])
@@ -62,7 +62,7 @@ def test_changed_code_makes_a_result_stale(bench: Bench, claimed: Callable, monk
     row = state(bench)
     assert row["status"] == "runs" and row["claims"][0]["verdict"] == "supported"
     assert row["claims"][0]["stale"] == ["data/goals.py changed", "nets/new.py is used now"]
-    assert "(stale: data/goals.py changed, nets/new.py is used now)" in status.readme_table([row])
+    assert "(stale: data/goals.py changed, nets/new.py is used now; " in status.readme_table([row])
 
 
 def test_a_changed_claim_makes_a_result_stale(bench: Bench, claimed: Callable) -> None:
@@ -76,6 +76,7 @@ def test_a_changed_claim_makes_a_result_stale(bench: Bench, claimed: Callable) -
     ):  # fmt: skip
         claimed(changed)
         assert "the claim's configuration or test changed" in state(bench)["claims"][0]["stale"]
+        assert state(bench)["claims"][0]["remedy"] == "echelon reproduce ota"
     claimed(Claim("beats-hiql", "said in other words", BEATS.method, Above(15), BEATS.source, BEATS.baseline))
     assert state(bench)["status"] == "verified"
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from echelon.cli import runs, show
 from echelon.cli.arguments import parse
+from echelon.errors import UsageError
 
 if TYPE_CHECKING:
     from echelon.evidence.reproduce import Outcome
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class Reproduce:
     """Train what the claims of a system compare, judge them, and append the verdicts to the results.
 
-    Stopped, the same command goes on. The exit code is 0 only if every claim is supported.
+    Stopped, the same command goes on. The exit code is 0 only if every claim is supported; with --replay, only if every
+    claim has a result that is not stale.
     """
 
     system: Positional[Annotated[str, arg(metavar="SYSTEM")]]
@@ -34,16 +36,24 @@ class Reproduce:
     """Folder of results; <out>/SYSTEM/CLAIM.json grows by one entry."""
     runs: Path = Path("runs/reproduce")
     """Folder of the runs; finished ones of the same code are used again."""
+    replay: bool = False
+    """Train nothing anew: run the first updates again, to show that changed code gives the recorded numbers."""
     json: bool = False
     """Print the new entries as JSON; messages go to stderr."""
 
 
 def run(args: list[str]) -> int:
-    """Reproduce; 0 if all claims are supported, else 1."""
+    """Reproduce; 0 if all claims are supported, else 1. With --replay: 0 if all claims have a fresh result, else 1."""
     options = parse(Reproduce, args, "reproduce")
     from echelon.systems import index
 
     index.find(options.system)
+    return replay_results(options) if options.replay else reproduce_claims(options)
+
+
+def reproduce_claims(options: Reproduce) -> int:
+    """Train, judge, show the verdicts, and replay the code at once so that a later one can be compared with it."""
+    from echelon.evidence import replay
     from echelon.evidence.reproduce import reproduce
     from echelon.training.launch import parse_seeds
 
@@ -59,8 +69,32 @@ def run(args: list[str]) -> int:
     if options.json:
         show.as_json([{"claim": o.claim.id, "result_file": str(o.file), **o.entry} for o in outcomes])
     else:
-        print("\n\n".join(sentence(outcome) for outcome in outcomes))
+        print("\n\n".join(sentence(outcome) for outcome in outcomes), flush=True)
+    if not options.full and any(outcome.entry["of_record"] for outcome in outcomes):
+        with runs.messages(options.json):
+            since = {outcome.claim.id: outcome.entry["modules"] for outcome in outcomes}
+            replay.record(options.system, options.out, options.jobs, since=since)
     return int(any(outcome.verdict != "supported" for outcome in outcomes))
+
+
+def replay_results(options: Reproduce) -> int:
+    """Replay the claims and say of each, in a line, whether its result still stands."""
+    from echelon.evidence import replay
+    from echelon.evidence.reproduce import claims_of
+    from echelon.evidence.status import NOT_RUN, claim_state, remark
+
+    if options.seeds is not None or options.full:
+        raise UsageError("--replay is about the results of record; leave out --seeds and --full")
+    with runs.messages(options.json):
+        replay.record(options.system, options.out, options.jobs)
+    states = [claim_state(options.system, claim, options.out) for claim in claims_of(options.system)]
+    if options.json:
+        show.as_json(states)
+    else:
+        for state in states:
+            fresh = "" if state["verdict"] == NOT_RUN else " (fresh)"
+            print(f"{state['id']}: {state['verdict']}{remark(state) or fresh}")
+    return int(any(state["verdict"] == NOT_RUN or state["stale"] for state in states))
 
 
 def sentence(outcome: Outcome) -> str:

@@ -91,6 +91,7 @@ def supported(claims: list[dict[str, Any]]) -> str:
 
 def describe(row: dict[str, Any]) -> None:
     """Print what a system is and what its claims have come to."""
+    from echelon.evidence.status import remark
     from echelon.systems import index
 
     print(f"{row['name']}: {row['title']}\narXiv {row['arxiv']}, {row['family']}, {row['status']}")
@@ -100,6 +101,5 @@ def describe(row: dict[str, Any]) -> None:
         print(f"\n{(module.__doc__ or '').strip()}")
     for claim in row["claims"]:
         estimate = " {:.3g} [{:.3g}, {:.3g}]".format(*claim["estimate"]) if claim["estimate"] else ""
-        stale = f" (stale: {', '.join(claim['stale'])})" if claim["stale"] else ""
-        print(f"\n{claim['verdict']}{stale}: {claim['text']}{estimate}")
+        print(f"\n{claim['verdict']}{remark(claim)}: {claim['text']}{estimate}")
         print(f"  {claim['result_file'] or 'echelon reproduce ' + row['slug']}")

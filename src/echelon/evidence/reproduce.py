@@ -184,6 +184,7 @@ def _arm(score: Score, runs: Sequence[Run], scores: np.ndarray) -> dict[str, Any
                 "seed": run.config["seed"],
                 "score": float(values.mean()),
                 "tasks": [round(float(x), 4) for x in values.mean(1)],
+                "scores": values.tolist(),  # [task][episode]: all that the estimate needs
                 "curve": {"step": [s for s, _ in run.curve], "success": [round(y, 4) for _, y in run.curve]},
                 "result": run.result,
                 "identity": run.identity,

@@ -1,8 +1,9 @@
 """Results of record: `results/<system>/<claim>.json`, a growing list of entries that no one edits.
 
-Every entry carries a checksum over itself and the entry before it, so an entry that was altered, removed or slipped in
-later is noticed when the file is read. Beside the numbers an entry says how they came about: machine, load, versions,
-git commit, and the hash of every module that they depend on.
+An entry is a result, or a fact about an earlier one (`kind`: "replay"). Each carries a checksum over itself and the
+entry before it, so an entry that was altered, removed or slipped in later is noticed when the file is read. Beside the
+numbers a result says how they came about: machine, load, versions, git commit, and the hash of every module that they
+depend on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from echelon.errors import DataError, EchelonError
 
 Entry = dict[str, Any]
 CHAIN = "chain"
+REPLAY = "replay"
+"""The `kind` of an entry that is no result but a fact about one; see `echelon.evidence.replay`."""
 PACKAGES = ("echelon", "torch", "numpy", "gymnasium", "ogbench", "mujoco")
 LINE = 118
 
@@ -49,6 +52,12 @@ def read(path: Path) -> list[Entry]:
             raise DataError(f"{path}: entry {number} is not the one that was recorded; restore the file from git")
         previous = link
     return entries
+
+
+def newest_of_record(entries: Sequence[Entry], seeds: Sequence[int]) -> Entry | None:
+    """The newest result that covers `seeds` at the size of record; None if there is none."""
+    found = [e for e in entries if e.get("kind") != REPLAY and set(seeds) <= set(e["seeds"]) and not e["full"]]
+    return found[-1] if found else None
 
 
 def append(path: Path, entry: Mapping[str, Any]) -> Entry:

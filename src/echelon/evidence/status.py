@@ -6,8 +6,10 @@
 - verified: it runs, makes at least one claim, and for each claim the newest result of record is supported and fresh.
 
 A result is of record when it covers the claim's seeds at the size of record. It is fresh while the claim still compares
-the same configurations with the same test, and no module that the numbers depend on has changed. Systems that claim
-nothing stay at "runs".
+the same configurations with the same test, and either no module that the numbers depend on has changed, or replays show
+that the code changed and its numbers did not: the result's file holds two facts about it with equal identity, equal
+digests and the result's own verdict and estimate, one of the code that made the result and one of the present code, and
+no two such facts that disagree (`echelon.evidence.replay`). Systems that claim nothing stay at "runs".
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 
 from echelon.claims import Claim, Verdict
 from echelon.errors import DataError
-from echelon.evidence import codehash, results
+from echelon.evidence import codehash, replay, results
+from echelon.evidence.replay import Answer
 from echelon.evidence.reproduce import claims_of, hashes_of, specification
 from echelon.systems import index
 from echelon.systems.index import Row
@@ -51,21 +54,33 @@ def claim_state(system: str, claim: Claim, out: Path) -> dict[str, Any]:
     """What the newest result of record says of a claim.
 
     `verdict` is "supported", "inconclusive", "not supported" or "not run"; `stale` lists what changed since (empty:
-    fresh); `estimate` is [value, low, high]; `result_file` is relative to the folder of results, None without one.
+    fresh) and `remedy` says what to do about it; `replayed`: it is fresh because replays agree, though code changed;
+    `estimate` is [value, low, high]; `result_file` is relative to the folder of results, None without one.
     """
     file = results.path_of(out, system, claim.id)
     entries = results.read(file)
-    of_record = [e for e in entries if set(claim.seeds) <= set(e["seeds"]) and not e["full"]]
+    entry = results.newest_of_record(entries, claim.seeds)
     state: dict[str, Any] = {"id": claim.id, "text": claim.text, "verdict": NOT_RUN, "stale": [], "estimate": None}
     state |= {"date": None, "result_file": file.relative_to(out).as_posix() if entries else None}
-    if of_record:
-        entry = of_record[-1]
+    state |= {"replayed": False, "remedy": ""}
+    if entry is not None:
         estimate = [entry["estimate"][key] for key in ("value", "low", "high")]
         state |= {"verdict": entry["verdict"], "estimate": estimate, "date": entry["date"]}
-        state["stale"] = codehash.changes(entry["modules"], hashes_of(claim))
-        if entry["specification"] != specification(claim):
-            state["stale"].insert(0, "the claim's configuration or test changed")
+        state |= _freshness(system, claim, entries, entry)
     return state
+
+
+def remark(claim: dict[str, Any], shown: int | None = None) -> str:
+    """What to know beside a claim's verdict: "", " (replayed)", or " (stale: why; what to do)".
+
+    At most `shown` reasons are named, all when None.
+    """
+    if claim["replayed"]:
+        return f" ({Answer.AGREES})"
+    reasons = claim["stale"][:shown]
+    more = len(claim["stale"]) - len(reasons)
+    listed = ", ".join([*reasons, *([f"{more} more"] if more else [])])
+    return f" (stale: {listed}; {claim['remedy']})" if reasons else ""
 
 
 def readme_table(rows: list[dict[str, Any]], results_link: str = "results", more: str = "docs/systems.md") -> str:
@@ -136,6 +151,20 @@ def _row(row: Row, out: Path) -> dict[str, Any]:
     return {**facts, "status": status, "claims": claims}
 
 
+def _freshness(system: str, claim: Claim, entries: list[results.Entry], entry: results.Entry) -> dict[str, Any]:
+    modules, anew = hashes_of(claim), f"echelon reproduce {system}"
+    stale = codehash.changes(entry["modules"], modules)
+    if entry["specification"] != specification(claim):
+        return {"stale": ["the claim's configuration or test changed", *stale], "remedy": anew}
+    if not stale:
+        return {}
+    said = replay.answer(entries, entry, modules)
+    if said is Answer.AGREES:
+        return {"replayed": True}
+    again = " --replay" if said in (Answer.MISSING, Answer.ELSEWHERE) else ""
+    return {"stale": stale, "remedy": f"{said}: {anew}{again}"}
+
+
 def _claims(row: Row) -> tuple[Claim, ...]:
     return () if row.module is None else claims_of(row.slug)
 
@@ -149,10 +178,8 @@ def _replaced(path: Path, block: str) -> str:
 
 
 def _verdict(claim: dict[str, Any], results_link: str) -> str:
-    shown = claim["stale"][:SHOWN] + [f"{len(claim['stale']) - SHOWN} more"] * (len(claim["stale"]) > SHOWN)
-    stale = f" (stale: {', '.join(shown)})" if shown else ""
     link = f"[{claim['verdict']}]({results_link}/{claim['result_file']})" if claim["result_file"] else claim["verdict"]
-    return link + stale
+    return link + remark(claim, SHOWN)
 
 
 def _arxiv(row: dict[str, Any]) -> str:
