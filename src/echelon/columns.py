@@ -95,7 +95,7 @@ def _paths(path: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 def _replace(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, force it to the disk, and put it in the place of `target`."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")  # one name: what a killed process left is overwritten
     try:
         write(temporary)
         with temporary.open("rb") as file:

@@ -110,6 +110,8 @@ def _assemble(folder: Path, info: DataInfo, seed: int, split: str, files: list[P
         "full_episodes": info.full_episodes,
     }
     episodes = info.episodes if split == "train" else info.validation_episodes
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # a killed process's draft; the lock is ours
+        shutil.rmtree(stale, ignore_errors=True)
     write_store(folder, _pieces(files), episodes * (info.length + 1), facts, folder.name)
 
 
