@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from echelon.errors import CheckpointError, UsageError
 from echelon.training import checkpoint
 from echelon.training.checkpoint import RunLock, flatten, latest, load, save, unflatten, write_json
+from echelon.training.seeding import random_states, restore_random_states
 
 
 def contents(step: int) -> tuple[dict[str, torch.Tensor], dict]:
@@ -381,7 +382,7 @@ def test_a_resumed_training_is_bit_equal(tmp_path):
     train(model, optimizer, 5)
     weights, weight_tree = flatten(model.state_dict(), "model")
     moments, moment_tree = flatten(optimizer.state_dict(), "adam")
-    generators, generator_tree = flatten(checkpoint.random_states(), "random")
+    generators, generator_tree = flatten(random_states(), "random")
     state = {"model": weight_tree, "adam": moment_tree, "random": generator_tree}
     save(tmp_path, 5, {**weights, **moments, **generators}, state)
     train(model, optimizer, 5)
@@ -391,7 +392,7 @@ def test_a_resumed_training_is_bit_equal(tmp_path):
     assert found is not None
     resumed.load_state_dict(unflatten(found.tensors, found.state["model"]))
     resumed_optimizer.load_state_dict(unflatten(found.tensors, found.state["adam"]))
-    checkpoint.restore_random_states(unflatten(found.tensors, found.state["random"]))
+    restore_random_states(unflatten(found.tensors, found.state["random"]))
     train(resumed, resumed_optimizer, 5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 

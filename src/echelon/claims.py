@@ -178,8 +178,8 @@ class Claim:
 def success(run: Evaluated) -> np.ndarray:
     """Success in points (0 to 100), [task, episode], averaged over the run's last three evaluations.
 
-    Evaluations of one run are not independent of each other, so the n-th episodes of the last three are one observation,
-    not three. Raises DataError when there is no evaluation or their tasks or episodes differ.
+    Evaluations of one run are not independent of each other, so the n-th episodes of the last three are one
+    observation, not three. Raises DataError when there is no evaluation or their tasks or episodes differ.
     """
     last = list(run.evaluations)[-LAST_EVALUATIONS:]
     where = getattr(run, "path", "run")

@@ -39,6 +39,8 @@ from echelon.training.config import Config
 FORMAT = 1
 """Counts up when digests come to cover other things: facts of different formats are not compared."""
 UPDATES = 32
+LEARNED = ("agent.", "optimizer")
+"""What of a checkpoint counts: weights and optimiser states; where generators stand shows in what they drew."""
 ROLES = ("method", "baseline")
 FLAGS = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 MACHINE = ("cpu", "device", "gpu", "matmul", "precision", "threads", "torch")
@@ -174,8 +176,8 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
 
 
 def run_digest(run: Run) -> hashlib._Hash:
-    """SHA-256, to be continued, over what a run came to: weights and all else in its checkpoint, outcomes, actions,
-    decisions. Times are left out."""
+    """SHA-256, to be continued, over what a run came to: weights, optimiser states, outcomes, actions, decisions.
+    Times are left out."""
     from echelon.rollout import Rollout
     from echelon.training import checkpoint
 
@@ -184,7 +186,7 @@ def run_digest(run: Run) -> hashlib._Hash:
     if found is None or not records:
         raise DataError(f"{run.path} holds no checkpoint or no rollout; it cannot be compared")
     ink = hashlib.sha256()
-    for name in sorted(found.tensors):
+    for name in sorted(name for name in found.tensors if name.startswith(LEARNED)):
         _absorb(ink, f"checkpoint {name}", found.tensors[name])
     for row in run.evaluations:
         ink.update(json.dumps([row["step"], row["tasks"]], sort_keys=True).encode())

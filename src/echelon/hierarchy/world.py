@@ -108,7 +108,8 @@ class GymWorld:
         if not envs:
             raise UsageError("from_gym needs at least one environment")
         self.envs = list(envs)
-        self.slots, self.agents, self.roles, self.explicit = len(self.envs), 1, ("agent",), True
+        self.slots, self.agents, self.explicit = len(self.envs), 1, True
+        self.roles: Sequence[str] = ("agent",)
         self.bounds = _bounds(self.envs[0].action_space, clip)
         self._float = torch.empty(0, dtype=dtype).numpy().dtype
         self._integer_action = isinstance(self.envs[0].action_space, gymnasium.spaces.Discrete)

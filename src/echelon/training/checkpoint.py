@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -203,31 +201,6 @@ def unflatten(tensors: Mapping[str, Tensor], description: Any) -> Any:
     if "$items" in description:
         return {key: unflatten(tensors, value) for key, value in description["$items"]}
     return {key: unflatten(tensors, value) for key, value in description.items()}
-
-
-def random_states() -> dict[str, Any]:
-    """The states of the process-wide generators of python, numpy and torch, in a form that `flatten` takes."""
-    legacy = np.random.get_state(legacy=False)
-    keys = legacy["state"]["key"]
-    version, words, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
-        "numpy": (torch.tensor(keys.astype(np.int64)), legacy["state"]["pos"], legacy["has_gauss"], legacy["gauss"]),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set the process-wide generators to what `random_states` returned."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
 
 def write_json(path: Path | str, value: Any) -> None:

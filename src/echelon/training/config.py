@@ -53,6 +53,10 @@ class Config:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
             raise UsageError(f"lr must be positive, got {self.lr}")
+        try:
+            self.goals()
+        except ValueError as error:
+            raise UsageError(f"{type(self).system}: {error}") from error
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from echelon.training.interrupt import Interrupt
 from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
 from echelon.training.progress import Progress
 from echelon.training.runtime import Runtime
+from echelon.training.seeding import random_states, restore_random_states
 
 
 @dataclass
@@ -43,16 +44,18 @@ class OfflineRun:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         optimizers, description = checkpoint.flatten(self.learner.state_dict(), "optimizer")
+        generators, random = checkpoint.flatten(random_states(), "random")
         source = self.source.state_dict()
-        tensors = {f"agent.{k}": v for k, v in self.agent.state_dict().items()} | optimizers
-        tensors["source.generator"] = source["generator"]
-        state = {"optimizer": description, "source_position": source["position"], "train_s": self.train_s}
-        checkpoint.save(self.directory, self.step, tensors, state)
+        weights = {f"agent.{k}": v for k, v in self.agent.state_dict().items()}
+        tensors = weights | optimizers | generators | {"source.generator": source["generator"]}
+        state = {"optimizer": description, "random": random, "source_position": source["position"]}
+        checkpoint.save(self.directory, self.step, tensors, state | {"train_s": self.train_s})
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint, bit for bit."""
         load_weights(self.agent, found)
         self.learner.load_state_dict(checkpoint.unflatten(found.tensors, found.state["optimizer"]))
+        restore_random_states(checkpoint.unflatten(found.tensors, found.state["random"]))
         self.source.load_state_dict(
             {"generator": found.tensors["source.generator"], "position": found.state["source_position"]}
         )

@@ -20,6 +20,7 @@ from echelon.training.config import Config, from_json, read_json, to_json
 from echelon.training.evaluation import Evaluator, score
 from echelon.training.offline import OfflineRun, build_agent, load_weights
 from echelon.training.runtime import Runtime, choose
+from echelon.training.seeding import seed_everything
 
 Say = Callable[[str], None]
 DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
@@ -60,6 +61,7 @@ def train(
         runtime = choose(device, precision, threads, recorded)
         with runtime.active():
             say(f"{config.system} on {config.env}, seed {config.seed}: {runtime.describe()}")
+            seed_everything(config.seed)
             source = OfflineSource(store, config.goals(), config.batch_size, config.seed, runtime.device)
             agent = build_agent(cls, config, DataSpec(source.observations.shape[-1], source.actions.shape[-1]))
             evaluator = Evaluator(config.env, config.eval_episodes, config.seed)
