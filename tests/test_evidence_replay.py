@@ -345,7 +345,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
 
     def digest(**changes: Any) -> str:
         parts: dict[str, Any] = {
-            "tensors": {"agent.w": torch.tensor([1.0, -0.0]), "source.generator": torch.arange(3, dtype=torch.uint8)},
+            "tensors": {"agent.w": torch.tensor([1.0, -0.0]), "optimizer.m": torch.arange(3, dtype=torch.uint8)},
             "tasks": {"task1": [0, 1]},
             "executed": torch.zeros(2, 2),
             "levels": {"high": [3.0], "low": [1.0, 2.0]},
@@ -378,16 +378,16 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
 
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "a bit of a tensor": {"tensors": {"agent.w": torch.tensor([1.0, 0.0]), "source.generator": torch.arange(3).byte()}},
-    "a tensor's name": {"tensors": {"agent.v": torch.tensor([1.0, -0.0]), "source.generator": torch.arange(3).byte()}},
+    "a bit of a tensor": {"tensors": {"agent.w": torch.tensor([1.0, 0.0]), "optimizer.m": torch.arange(3).byte()}},
+    "a tensor's name": {"tensors": {"agent.v": torch.tensor([1.0, -0.0]), "optimizer.m": torch.arange(3).byte()}},
     "a tensor's type": {
-        "tensors": {"agent.w": torch.tensor([1.0, -0.0]).view(torch.int32), "source.generator": torch.arange(3).byte()}
+        "tensors": {"agent.w": torch.tensor([1.0, -0.0]).view(torch.int32), "optimizer.m": torch.arange(3).byte()}
     },
     "a tensor's shape": {
-        "tensors": {"agent.w": torch.tensor([[1.0, -0.0]]), "source.generator": torch.arange(3).byte()}
+        "tensors": {"agent.w": torch.tensor([[1.0, -0.0]]), "optimizer.m": torch.arange(3).byte()}
     },
     "one tensor more": {
-        "tensors": {"agent.w": torch.tensor([1.0, -0.0]), "source.generator": torch.arange(3).byte(),
+        "tensors": {"agent.w": torch.tensor([1.0, -0.0]), "optimizer.m": torch.arange(3).byte(),
                     "z": torch.zeros(0)}
     },
     "an outcome": {"tasks": {"task1": [1, 0]}},
@@ -405,6 +405,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_digests_cover_every_ingredient_and_nothing_else(traced: Callable[..., str]) -> None:
     plain = traced()
     assert plain == traced() and len(plain) == 64  # the times differed
+    drawn = {"random.torch": torch.arange(4).byte(), "source.generator": torch.arange(5).byte()}
+    weights = {"agent.w": torch.tensor([1.0, -0.0]), "optimizer.m": torch.arange(3).byte()}
+    assert plain == traced(tensors=weights | drawn)
     digests = {name: traced(**change) for name, change in CHANGES.items()}
     assert [name for name, digest in digests.items() if digest == plain] == []
     assert len(set(digests.values())) == len(CHANGES)

@@ -4,10 +4,10 @@ A result goes stale when a module that it depends on changes, whatever the chang
 is to run the first updates of every arm again and to compare, bit for bit, with what the recorded code did there:
 
 1. `record` trains each arm for `UPDATES` updates with its real configuration on its real data (first seed, CPU,
-   float32, one thread), evaluates it with one episode a task, and takes a digest of the final checkpoint's tensors, the
-   outcomes, the executed actions, every level's decisions, and the claim's statistic. It also judges the recorded
-   scores again. All of it is appended to the result's file as a fact, with the hashes of the code and the `identity` of
-   machine, versions and data: digests are a function of these two alone.
+   float32, one thread), evaluates it with one episode a task, and takes a digest of the final checkpoint's tensors
+   (but for random generators), the outcomes, the executed actions, every level's decisions, and the claim's statistic.
+   It also judges the recorded scores again. All of it is appended to the result's file as a fact, with the hashes of
+   the code and the `identity` of machine, versions and data: digests are a function of these two alone.
 2. `answer` compares the facts about one result: those of the code that made the result with those of the present code.
 
 What a replay cannot see: code that the first updates do not reach, such as a schedule that acts later.
@@ -39,8 +39,8 @@ from echelon.training.config import Config
 FORMAT = 1
 """Counts up when digests come to cover other things: facts of different formats are not compared."""
 UPDATES = 32
-LEARNED = ("agent.", "optimizer")
-"""What of a checkpoint counts: weights and optimiser states; where generators stand shows in what they drew."""
+GENERATORS = ("random.", "source.generator")
+"""What of a checkpoint does not count, by the beginning of its name: where generators stand shows in what they drew."""
 ROLES = ("method", "baseline")
 FLAGS = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 MACHINE = ("cpu", "device", "gpu", "matmul", "precision", "threads", "torch")
@@ -177,7 +177,7 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
 
 def run_digest(run: Run) -> hashlib._Hash:
     """SHA-256, to be continued, over what a run came to: weights, optimiser states, outcomes, actions, decisions.
-    Times are left out."""
+    Times and the states of random generators are left out."""
     from echelon.rollout import Rollout
     from echelon.training import checkpoint
 
@@ -186,7 +186,7 @@ def run_digest(run: Run) -> hashlib._Hash:
     if found is None or not records:
         raise DataError(f"{run.path} holds no checkpoint or no rollout; it cannot be compared")
     ink = hashlib.sha256()
-    for name in sorted(name for name in found.tensors if name.startswith(LEARNED)):
+    for name in sorted(name for name in found.tensors if not name.startswith(GENERATORS)):
         _absorb(ink, f"checkpoint {name}", found.tensors[name])
     for row in run.evaluations:
         ink.update(json.dumps([row["step"], row["tasks"]], sort_keys=True).encode())
