@@ -74,9 +74,14 @@ def obey(name: str = "low", termination: Any = None) -> Script:
     return Script(name, termination, lambda features, parent: parent)
 
 
+def valid(rollout: Rollout) -> Rollout:
+    """The rollout, put through the checks that the runner leaves out."""
+    return replace(rollout, checked=True)
+
+
 def table(rollout: Rollout, level: str, *columns: str) -> list[tuple]:
     """The decisions of a level as rows, by default (stream, start, stop, begin, end)."""
-    found = rollout.decisions[level]
+    found = valid(rollout).decisions[level]
     return list(
         zip(*(getattr(found, c).tolist() for c in columns or ("stream", "start", "stop", "begin", "end")), strict=True)
     )
@@ -110,6 +115,7 @@ def in_order(rollout: Rollout) -> list[Decisions]:
 
 def differences(a: Rollout, b: Rollout) -> list[str]:
     """The names of the columns in which two rollouts differ, memory and numbers of episodes apart."""
+    a, b = valid(a), valid(b)
     found = [n for n in ("stream", "tick", "elapsed", "proposed", "executed") if not same(getattr(a, n), getattr(b, n))]
     for kind in ("reward", "scored", "observation"):
         x, y = getattr(a, kind), getattr(b, kind)

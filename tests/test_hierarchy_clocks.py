@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hierarchy_scripts import Clock, Script, lengths
+from hierarchy_scripts import Clock, Script, lengths, valid
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -61,6 +61,7 @@ def reference(rules: list[Rule], seed: int, length: int, truncate: bool) -> list
 
 def check_clocks(rollout: Rollout) -> None:
     """Every item lies in one decision a level, children inside their parents, at most one is open in a stream."""
+    rollout = valid(rollout)
     ended = rollout.streams.terminated | rollout.streams.truncated
     for index, level in enumerate(rollout.levels):
         d = rollout.decisions[level]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -120,8 +120,11 @@ class Rollout:
     spans: SpanTree  # at least 'episode', 'stream' and one partition a level
     memory: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # level → (items int64 [M], states [M, ...])
     meta: dict[str, Any] = field(default_factory=dict)  # JSON-able
+    checked: InitVar[bool] = True  # False leaves the checks out, for a producer that upholds them by construction
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, checked: bool) -> None:
+        if not checked:
+            return
         if {"episode", "stream"} & set(self.decisions):
             raise DataError("rollout: 'episode' and 'stream' are partitions of every rollout, not names for a level")
         _check_items(self)

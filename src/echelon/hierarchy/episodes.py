@@ -76,12 +76,15 @@ class Episodes:
 
     def follow(self, step: Step) -> dict[str, np.ndarray]:
         """Add up the rewards of a step and read its infos; return the rewards by channel."""
-        channels = step.reward if isinstance(step.reward, Mapping) else {"reward": step.reward}
-        rewards = {name: as_array(reward) for name, reward in channels.items()}
+        reward = step.reward
+        if type(reward) is np.ndarray or not isinstance(reward, Mapping):
+            rewards = {"reward": as_array(reward)}
+        else:
+            rewards = {name: as_array(channel) for name, channel in reward.items()}
         if not self._returns:
             self._returns = {name: np.zeros(self.streams) for name in rewards}
-        for name, reward in rewards.items():
-            self._returns[name] += reward
+        for name, channel in rewards.items():
+            self._returns[name] += channel
         if self._infos and step.infos is not None:
             self._read(step.infos)
         return rewards

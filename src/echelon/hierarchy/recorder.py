@@ -33,21 +33,21 @@ class Buffer:
         """Write row `row`."""
         if row >= self._room:
             self._reserve(row + 1, x.shape, x)
-        self._put(row, x)
+        if self._view is None:
+            self.data[row] = torch.as_tensor(x)
+        else:
+            self._view[row] = x if type(x) is np.ndarray else x.numpy()  # type: ignore[union-attr]
 
     def append(self, x: Tensor | np.ndarray) -> None:
         """Write `x` [n, ...] behind the rows written so far."""
-        end = self.size + x.shape[0]
+        start, end = self.size, self.size + x.shape[0]
         if end > self._room:
             self._reserve(end, x.shape[1:], x)
-        self._put(slice(self.size, end), x)
-        self.size = end
-
-    def _put(self, where: int | slice, x: Tensor | np.ndarray) -> None:
         if self._view is None:
-            self.data[where] = torch.as_tensor(x)
+            self.data[start:end] = torch.as_tensor(x)
         else:
-            self._view[where] = x.numpy() if isinstance(x, Tensor) else x
+            self._view[start:end] = x if type(x) is np.ndarray else x.numpy()  # type: ignore[union-attr]
+        self.size = end
 
     def _reserve(self, rows: int, shape: Sequence[int], like: Tensor | np.ndarray) -> None:
         like = torch.as_tensor(like)
@@ -110,21 +110,18 @@ class LevelLog:
 
     def decided(self, decision: Decision) -> None:
         """Append the decisions of one tick."""
+        log_prob, values = decision.log_prob, decision.values
         if not self.begun:
             self.begun = True
-            self.log_prob = None if decision.log_prob is None else Buffer()
-            self.values = {name: Buffer() for name in decision.values}
-        self.check(decision)
-        self.action.append(decision.action)
-        if self.log_prob is not None:
-            self.log_prob.append(decision.log_prob)  # type: ignore[arg-type]  # checked above
-        for name, value in decision.values.items():
-            self.values[name].append(value)
-
-    def check(self, decision: Decision) -> None:
-        """A level that gives log_prob or some value once gives it always."""
-        if (decision.log_prob is None) != (self.log_prob is None) or decision.values.keys() != self.values.keys():
+            self.log_prob = None if log_prob is None else Buffer()
+            self.values = {name: Buffer() for name in values}
+        if (log_prob is None) != (self.log_prob is None) or values.keys() != self.values.keys():
             raise UsageError(f"level '{self.track.name}' gives log_prob or values with some of its decisions only")
+        self.action.append(decision.action)
+        if log_prob is not None:
+            self.log_prob.append(log_prob)  # type: ignore[union-attr]  # checked above
+        for name, value in values.items():
+            self.values[name].append(value)
 
     def clear(self) -> None:
         """Forget the batch, keep the storage."""
@@ -143,6 +140,7 @@ class Recorder:
         self.observations = None if record is True else tuple(record or ())  # None: all
         self.streams = streams
         self.columns: dict[str, Buffer] = {}
+        self._observed: list[tuple[str, Buffer]] = []
         self.row = 0
         self.start = np.zeros(streams, dtype=np.int64)  # of each stream, the row of its first item in the batch
         self.start_tick = np.zeros(streams, dtype=np.int64)
@@ -156,10 +154,13 @@ class Recorder:
             buffer = self.columns[name] = Buffer()
         buffer.set(self.row, x)
 
-    def observe(self, obs: Mapping[str, Tensor]) -> None:
+    def observe(self, obs: Mapping[str, Tensor | np.ndarray]) -> None:
         """Write what the levels see on the current tick."""
-        for name in obs if self.observations is None else self.observations:
-            self.write("observation/" + name, obs[name])
+        if not self._observed:
+            names = obs if self.observations is None else self.observations
+            self._observed = [(name, self.columns.setdefault("observation/" + name, Buffer())) for name in names]
+        for name, buffer in self._observed:
+            buffer.set(self.row, obs[name])
 
     def ticks(self, streams: np.ndarray) -> np.ndarray:
         """How long the episodes of `streams` have been going."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from echelon.errors import EchelonError, UsageError
 from echelon.hierarchy.assembly import assemble
-from echelon.hierarchy.columns import as_array, as_tensors, has_nan, nan_rows
+from echelon.hierarchy.columns import as_array, as_columns, as_tensors, has_nan, nan_rows
 from echelon.hierarchy.episodes import Episodes
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.recorder import Empty, LevelLog, Recorder
@@ -62,11 +62,13 @@ class Runner:
         learner: bool | Sequence[bool] = True,
     ):
         self.world, self.generator, self.resets, self.device = world, generator, resets, torch.device(device)
+        self._elsewhere = self.device.type != "cpu"
         self.agents, self.streams = world.agents, world.slots * world.agents
         self.tracks = build_tracks(levels, world.slots, world.agents, self.device)
         self.recorder = Recorder(self.tracks, self.streams, record)
         self.running = Episodes(world, self.recorder, info_labels)
-        self._obs: dict[str, Tensor] = {}
+        self._shown: Mapping[str, Tensor | np.ndarray] = {}  # what the world shows, as it came
+        self._obs: dict[str, Tensor] = {}  # the same for the levels
         self._cast = (
             tuple(world.roles),
             _per_agent("policy_id", policy_id, self.agents),
@@ -161,7 +163,7 @@ class Runner:
         streams = np.flatnonzero(running.active & (recorder.start < recorder.row))
         if len(streams):
             ended = np.zeros(len(streams), dtype=bool)
-            recorder.close(streams, ended, ended, self._obs, running.labels(streams))
+            recorder.close(streams, ended, ended, as_tensors(self._shown), running.labels(streams))
         rollout = assemble(recorder, *self._cast, self.device)
         recorder.next_batch()
         if open_spans == "bootstrapped":
@@ -191,7 +193,7 @@ class Runner:
         if self._bounds is not None:
             executed = torch.clamp(executed, *self._bounds)
         if recorder.on:
-            recorder.observe(self._obs)
+            recorder.observe(self._shown)
             if not bottom.always or bottom.moves:
                 recorder.write("proposed", proposed)
             if executed is not proposed:
@@ -214,13 +216,15 @@ class Runner:
             observation = self._end(np.flatnonzero(ended), terminated, truncated, observation)
         if running.all_active or running.active.any():
             self._observe(observation)
-            self._terminate()
+            if self._timed:
+                self._terminate()
 
     def _end(self, streams: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, observation: Any) -> Any:
         """Close streams and start new episodes where all of a slot's have ended; return what is to be seen next."""
-        running, final = self.running, as_tensors(observation)
+        running, final = self.running, as_columns(observation)
         self._check_observation(final)
-        self.recorder.close(streams, terminated[streams], truncated[streams], final, running.labels(streams))
+        labels = running.labels(streams)
+        self.recorder.close(streams, terminated[streams], truncated[streams], as_tensors(final), labels)
         slots = running.finish(streams)
         begun = running.begin(slots) if len(slots) else None
         self._activity_changed()
@@ -302,20 +306,22 @@ class Runner:
 
     def _observe(self, observation: Any) -> None:
         """Show every level what the world looks like now, and let held decisions move with it."""
-        previous, obs = self._obs, as_tensors(observation)
-        self._check_observation(obs)
-        if self.device.type != "cpu":
+        previous, shown = self._obs, as_columns(observation)
+        self._check_observation(shown)
+        obs = as_tensors(shown)
+        if self._elsewhere:
             obs = {name: value.to(self.device) for name, value in obs.items()}
-        self._obs = obs
+        self._shown, self._obs = shown, obs
+        any_fresh = self.running.any_fresh
         for track in self.tracks:
             seen = track.seen(obs)
-            if self.running.any_fresh:
+            if any_fresh:
                 track.reset_memory(self.running.fresh)
             track.prior = track.memory
             track.features, track.memory = track.level.observe(seen, track.memory)
             if track.moves and track.running.action is not None:
                 track.move(track.level.advance(track.running.action, seen, track.seen(previous)))
-        if self.running.any_fresh and self.recorder.on and self.recorder.row:
+        if any_fresh and self.recorder.on and self.recorder.row:
             self._remember(self.running.fresh)
 
     def _remember(self, streams: np.ndarray) -> None:
@@ -363,7 +369,7 @@ class Runner:
             if track.active[stream]:
                 raise EchelonError(f"level '{track.name}' gave {what} with NaN in {self._place(stream, track)}")
 
-    def _check_observation(self, obs: Mapping[str, Tensor]) -> None:
+    def _check_observation(self, obs: Mapping[str, Tensor | np.ndarray]) -> None:
         for name, value in obs.items():
             if value.shape[0] != self.streams:
                 shape = list(value.shape)

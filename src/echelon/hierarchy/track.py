@@ -111,7 +111,8 @@ class Track:
         running = self.running
         if rows is None:
             running.action, self._held_is_mine = action, False
-            running.ticks[:] = 0
+            if not self.always:
+                running.ticks[:] = 0
             return
         if running.action is None:
             running.action = action.new_zeros((self.streams, *action.shape[1:]))
