@@ -28,14 +28,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "checkpoint_every": 5_000,
     },
     "demo": {
-        "updates": 15_000,
+        "updates": 20_000,
         "batch_size": 256,
         "transitions": 250_000,
         "hidden": (256, 256),
-        "eval_every": 5_000,
+        "eval_every": 2_500,
         "eval_episodes": 10,
         "log_every": 250,
-        "checkpoint_every": 5_000,
+        "checkpoint_every": 2_500,
     },
 }
 
