@@ -32,7 +32,7 @@ WRONG = {
     "size": (["train", "ota", "--size", "huge"], "published"),
     "field of the configuration": (["train", "ota", "--updtes", "5"], "--updates"),
     "value of a field": (["train", "ota", "--updates", "0"], "updates must be at least 1"),
-    "values that do not go together": (["train", "ota", "--value-p-current", "2"], "sum to 1"),
+    "values that do not go together": (["train", "ota", "--value-p-future", "0.9"], "1 - value_p_current (0.2)"),
     "choice": (["train", "ota", "--precision", "half"], "bfloat16"),
     "device": (["train", "ota", "--device", "gpu"], "cuda"),
     "seeds": (["train", "ota", "--seeds", "3-1"], "1-3"),

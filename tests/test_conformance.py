@@ -160,6 +160,35 @@ def test_its_configuration_refuses_senseless_values_by_name(cls: type[Agent], ch
         cls.Config(**change)
 
 
+def test_every_value_of_every_field_trains_or_is_refused_by_name(
+    cls: type[Agent], store: Store, tmp_path: Path
+) -> None:
+    values: dict[Any, list[Any]] = {
+        int: [-1, 0, 1, 3],
+        float: [-1.0, 0.0, 1e-3, 0.5, 1.0, 3.0, float("nan"), float("inf")],
+        tuple[int, ...]: [(), (0,), (-1,), (3,), (1, 2, 1)],
+        bool: [False, True],
+    }
+    hints, refused = typing.get_type_hints(cls.Config), 0
+    for name, value in ((f.name, v) for f in dataclasses.fields(cls.Config) for v in values.get(hints[f.name], [])):
+        try:
+            config = small(cls, **{"batch_size": 4, name: value})
+        except UsageError as error:
+            assert name in str(error) and str(value) in str(error)
+            refused += 1
+            continue
+        found = open_run(cls, config, store, tmp_path)
+        metrics = found.learner.step(1, found.source.next())
+        assert all(bool(torch.isfinite(x)) for k, x in metrics.items() if "loss" in k), (name, value)
+    assert refused > 10
+
+
+@pytest.mark.parametrize(("current", "future"), [(0.9, 0.1), (0.2, 0.8), (0.7, 0.3), (1.0, 0.0), (0.0, 1.0)])
+def test_shares_that_sum_to_one_but_for_rounding_are_accepted(current: float, future: float) -> None:
+    goal = index.load("hiql").Config(value_p_current=current, value_p_future=future).goals()["value"]
+    assert goal.random == pytest.approx(0, abs=1e-9)
+
+
 def test_a_configuration_is_frozen_and_names_its_system(cls: type[Agent]) -> None:
     assert issubclass(cls.Config, Config)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -254,6 +283,23 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(cls: type[Agent], sto
             assert (found := checkpoint.latest(directory)) and found.step == stop
         assert f"resumed at step {stops[-1]}" in train(cls, directory)
         assert_same(outcome(tmp_path / "whole"), outcome(directory))
+
+
+def test_what_a_loss_draws_from_the_process_wide_generators_is_resumed_too(
+    cls: type[Agent], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Learner.step
+
+    def noisy(learner: Learner, number: int, batch: Batch) -> dict[str, Tensor]:
+        noise = torch.rand(()) + random.random() + np.random.rand()
+        return step(learner, number, batch | {"observations": batch["observations"] + noise})
+
+    monkeypatch.setattr(Learner, "step", noisy)
+    train(cls, tmp_path / "whole", updates=12)
+    train(cls, tmp_path / "stopped", updates=12, stop_at=5)
+    random.random(), np.random.rand(), torch.rand(3)
+    train(cls, tmp_path / "stopped", updates=12)
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
 
 
 def test_checkpoints_do_not_disturb_the_run(cls: type[Agent], store: Store, tmp_path: Path) -> None:

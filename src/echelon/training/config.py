@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +44,20 @@ class Config:
     checkpoint_every: int = 10_000
     """Updates between checkpoints."""
 
+    def require(self, name: str, holds: bool, what: str) -> None:
+        """Raise UsageError, unless `holds`: field `name` must be `what`. Subclasses check their fields with it."""
+        if not holds:
+            raise UsageError(f"{self.system}: {name} must be {what}, got {getattr(self, name)}")
+
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of an offline batch, by name; none for systems without goals."""
         return {}
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "eval_every", "eval_episodes", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise UsageError(f"lr must be positive, got {self.lr}")
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("transitions", self.transitions is None or self.transitions >= 1, "at least 1")
+        self.require("lr", 0 < self.lr < math.inf, "positive")
         try:
             self.goals()
         except ValueError as error:

@@ -24,6 +24,11 @@ class ActorConfig(Config):
     actor_p_random: float = 0.0
     """Share of policy goals from other trajectories; the rest lie uniformly in the future."""
 
+    def __post_init__(self) -> None:
+        self.require("actor_hidden", all(size >= 1 for size in self.actor_hidden), "sizes of at least 1")
+        self.require("actor_p_random", 0 <= self.actor_p_random <= 1, "between 0 and 1")
+        super().__post_init__()
+
     def actor_goals(self, steps: int = 0) -> GoalSpec:
         """Policy goals, with the state `steps` ahead on the way to them."""
         return GoalSpec(future=1 - self.actor_p_random, random=self.actor_p_random, law="uniform", steps=steps)
@@ -44,11 +49,27 @@ class GoalConfig(ActorConfig):
     value_p_future: float = 0.5
     """Share of value goals ahead on the trajectory, geometrically distributed; the rest are random states."""
 
+    def __post_init__(self) -> None:
+        # they are normalised, and the norm of a single unit is constant
+        self.require("value_hidden", all(size >= 2 for size in self.value_hidden), "sizes of at least 2")
+        self.require("discount", 0 < self.discount < 1, "between 0 and 1")
+        self.require("target_rate", 0 <= self.target_rate <= 1, "between 0 and 1")
+        self.require("value_p_current", 0 <= self.value_p_current <= 1, "between 0 and 1")
+        current, future = self.value_p_current, self.value_p_future
+        self.require(
+            "value_p_future", 0 <= future <= 1 - current + 1e-9, f"between 0 and 1 - value_p_current ({current})"
+        )
+        super().__post_init__()
+
     def value_goals(self, steps: int = 0) -> GoalSpec:
         """Value goals for transitions, or for options that last `steps`."""
         current, future = self.value_p_current, self.value_p_future
         return GoalSpec(
-            current=current, future=future, random=1 - current - future, discount=self.discount, steps=steps
+            current=current,
+            future=future,
+            random=max(0.0, 1 - current - future),  # 1 - 0.9 - 0.1 is below 0
+            discount=self.discount,
+            steps=steps,
         )
 
 

@@ -11,6 +11,7 @@ table), with Q at the mean action also where the standard deviation is learned.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +37,11 @@ class GCIQLConfig(GoalConfig):
     """Optimism of the value."""
     alpha: float = 0.3
     """Weight of the cloning term (OGBench: pointmaze .003, antmaze .3, manipulation 1)."""
+
+    def __post_init__(self) -> None:
+        self.require("expectile", 0 < self.expectile < 1, "between 0 and 1")
+        self.require("alpha", 0 <= self.alpha < math.inf, "0 or more")
+        super().__post_init__()
 
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of one batch."""

@@ -11,6 +11,7 @@ Deviations: continuous actions and state observations only.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,11 @@ class GCIVLConfig(GoalConfig):
     """Optimism of the value."""
     alpha: float = 10.0
     """Inverse temperature of the advantage weights."""
+
+    def __post_init__(self) -> None:
+        self.require("expectile", 0 < self.expectile < 1, "between 0 and 1")
+        self.require("alpha", 0 <= self.alpha < math.inf, "0 or more")
+        super().__post_init__()
 
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of one batch."""

@@ -15,6 +15,7 @@ Deviations: state observations only (no gradient from the low policy into phi, a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,6 +48,14 @@ class HIQLConfig(GoalConfig):
     """k: how far ahead subgoals lie in the data (humanoid 100, manipulation 10)."""
     representation_dim: int = 10
     """Dimensions of phi."""
+
+    def __post_init__(self) -> None:
+        self.require("expectile", 0 < self.expectile < 1, "between 0 and 1")
+        for name in ("low_alpha", "high_alpha"):
+            self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("subgoal_steps", "representation_dim"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        super().__post_init__()
 
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of one batch: `low` goals are the states k steps ahead."""

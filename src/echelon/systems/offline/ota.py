@@ -45,6 +45,10 @@ class OTAConfig(HIQLConfig):
     option_steps: int = 5
     """n: steps that one backup of V_h spans ("abstraction factor")."""
 
+    def __post_init__(self) -> None:
+        self.require("option_steps", self.option_steps >= 1, "at least 1")
+        super().__post_init__()
+
     def goals(self) -> dict[str, GoalSpec]:
         """HIQL's draws, and `option`: goals and ends of n-step options."""
         return super().goals() | {"option": self.value_goals(steps=self.option_steps)}
