@@ -242,7 +242,7 @@ def _moved(record: Record, device: torch.device) -> Record:
 def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None) -> Found:
     """Find the decisions of a level from the ticks at which they were due."""
     track, cells = log.track, line.cells
-    codes = None if track.always else log.codes.data[:rows].numpy().ravel()[cells]
+    codes = None if track.always else log.codes.first(rows).numpy().ravel()[cells]
     at, source, carried = _segments(log, line, rows, codes)
     stop = np.append(at[1:], len(cells))
     start = line.items(at)

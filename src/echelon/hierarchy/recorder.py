@@ -38,6 +38,12 @@ class Buffer:
         else:
             self._view[row] = x if type(x) is np.ndarray else x.numpy()  # type: ignore[union-attr]
 
+    def first(self, rows: int) -> Tensor:
+        """The first rows, also of those that nobody wrote to: they are zero in a buffer that is cleared."""
+        if rows > self._room:
+            self._reserve(rows, self.data.shape[1:], self.data)
+        return self.data[:rows]
+
     def append(self, x: Tensor | np.ndarray) -> None:
         """Write `x` [n, ...] behind the rows written so far."""
         start, end = self.size, self.size + x.shape[0]
@@ -128,6 +134,7 @@ class LevelLog:
         for buffer in (self.action, self.log_prob, *self.values.values()):
             if buffer is not None:
                 buffer.size = 0
+        self.codes.data.zero_()  # only rows on which something is due are written
         self.empties, self.memory = [], []
 
 

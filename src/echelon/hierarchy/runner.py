@@ -24,7 +24,7 @@ from echelon.hierarchy.columns import as_array, as_columns, as_tensors, has_nan,
 from echelon.hierarchy.episodes import Episodes
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.recorder import Empty, LevelLog, Recorder
-from echelon.hierarchy.track import PARENT, START, Track, build_tracks, take
+from echelon.hierarchy.track import START, Track, build_tracks, take
 from echelon.hierarchy.world import Reset, World, WorldError
 from echelon.rollout import Rollout
 
@@ -66,6 +66,7 @@ class Runner:
         self.agents, self.streams = world.agents, world.slots * world.agents
         self.tracks = build_tracks(levels, world.slots, world.agents, self.device)
         self.recorder = Recorder(self.tracks, self.streams, record)
+        self._levels = list(zip(self.tracks, self.recorder.logs, strict=True))
         self.running = Episodes(world, self.recorder, info_labels)
         self._shown: Mapping[str, Tensor | np.ndarray] = {}  # what the world shows, as it came
         self._obs: dict[str, Tensor] = {}  # the same for the levels
@@ -139,7 +140,7 @@ class Runner:
         self.running.forget()
         self.running.source = source
         self._obs = {}
-        for track, log in zip(self.tracks, self.recorder.logs, strict=True):
+        for track, log in self._levels:
             track.forget()
             log.carried = None
         observation = self.running.begin(np.arange(self.world.slots))
@@ -169,10 +170,9 @@ class Runner:
         if open_spans == "bootstrapped":
             running.fresh |= running.active
             running.any_fresh = True
-            for track, log in zip(self.tracks, recorder.logs, strict=True):
+            for track, log in self._levels:
                 log.carried = None
-                if track.codes is not None:
-                    track.codes[track.active] = START
+                track.begin_anew()
         return rollout
 
     def _activity_changed(self) -> None:
@@ -183,8 +183,9 @@ class Runner:
 
     def _tick(self) -> None:
         recorder, running, bottom = self.recorder, self.running, self.tracks[-1]
-        for track, log in zip(self.tracks, recorder.logs, strict=True):
-            self._decide(track, log)
+        for track, log in self._levels:
+            if track.codes is not track.nothing:
+                self._decide(track, log)
         if running.any_fresh:
             running.fresh[:] = running.any_fresh = False
         proposed = bottom.running.action
@@ -257,6 +258,8 @@ class Runner:
         if recording:
             log.decided(decision)
         track.hold(decision.action, rows)
+        if codes is not None:
+            track.foresee()
 
     def _ask_again(self, track: Track, log: LevelLog, decision: Decision, rows: Tensor) -> Decision:
         """Record the decisions of `rows` that took no time and replace them, until every stream has one that does."""
@@ -326,31 +329,21 @@ class Runner:
 
     def _remember(self, streams: np.ndarray) -> None:
         """Record the memory before the latest observation: an unroll of `streams` (bool[S]) starts here."""
-        for track, log in zip(self.tracks, self.recorder.logs, strict=True):
+        for track, log in self._levels:
             if track.prior is not None:
                 mine = np.flatnonzero(track.of(streams))
                 log.memory.append((self.recorder.row, mine, track.prior[torch.from_numpy(mine).to(self.device)]))
 
     def _terminate(self) -> None:
         """Find out which decisions end: each level for itself from the bottom, then from the top with their parents."""
-        running = self.running
+        fresh = self.running.fresh if self.running.any_fresh else None
         for track in reversed(self._timed):
-            track.end_by_itself()
+            track.end_by_itself(fresh is not None)
             for learned in track.learned:
                 if learned.probability is not None:
                     self._check_nan("a probability of ending", track, learned.probability, None)
         for track in self._timed:
-            codes, parent = track.codes, track.parent
-            assert codes is not None
-            if parent is not None:
-                over = parent.active if parent.codes is None else parent.codes != 0
-                if track.parent_rows is not None:
-                    over = over[track.parent_rows]
-                codes[(codes == 0) & over] = PARENT
-            if running.any_fresh:
-                codes[track.of(running.fresh)] = START
-            if not running.all_active:
-                codes[~track.active] = 0
+            track.end_with_others(fresh)
 
     # ---- errors
 

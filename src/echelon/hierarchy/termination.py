@@ -6,6 +6,7 @@ A termination is asked on every tick about the decisions that are running and an
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -30,9 +31,21 @@ class Running:
 
     def __init__(self, streams: int, device: torch.device | str = "cpu"):
         self.action: Tensor | None = None
-        self.ticks = np.zeros(streams, dtype=np.int64)
+        self._ticks, self._behind = np.zeros(streams, dtype=np.int64), 0
         self.was_overridden = np.zeros(streams, dtype=bool)
         self.device = torch.device(device)
+
+    @property
+    def ticks(self) -> np.ndarray:
+        """int64[S]: as `age`, in numpy and not a copy."""
+        if self._behind:
+            self._ticks += self._behind
+            self._behind = 0
+        return self._ticks
+
+    def pass_tick(self) -> None:
+        """Every decision is a tick older (entered when somebody asks)."""
+        self._behind += 1
 
     @property
     def age(self) -> Tensor:
@@ -54,6 +67,13 @@ class Termination(ABC):
 
         `below` is bool[S] (or bool[S, m] over m members): whether the decision of the level below has just ended.
         """
+
+    def silent(self, oldest: int) -> int:
+        """For how many ticks it surely ends nothing, where the oldest running decision was held for `oldest` ticks.
+
+        It need not be asked for so long. Learned conditions are asked on every tick.
+        """
+        return 0
 
     def learned(self) -> tuple[Learned, ...]:
         """The learned conditions inside, in the order written; their probabilities are recorded on every tick."""
@@ -77,6 +97,9 @@ class Every(Termination):
     def __call__(self, features: Any, running: Running, below: Tensor | None) -> Codes:
         return (running.ticks >= self.k) * np.uint8(End.TIMEOUT)
 
+    def silent(self, oldest: int) -> int:
+        return max(0, self.k - 1 - oldest)
+
     def __repr__(self) -> str:
         return f"Every({self.k})"
 
@@ -86,6 +109,9 @@ class Never(Termination):
 
     def __call__(self, features: Any, running: Running, below: Tensor | None) -> Codes:
         return np.zeros(len(running.ticks), dtype=np.uint8)
+
+    def silent(self, oldest: int) -> int:
+        return sys.maxsize
 
     def __repr__(self) -> str:
         return "Never()"
@@ -141,13 +167,16 @@ class Learned(Termination):
 
 
 class Both(Termination):
-    """`first & second`: ends where both do. Both are evaluated always."""
+    """`first & second`: ends where both do."""
 
     def __init__(self, first: Termination, second: Termination):
         self.first, self.second = first, second
 
     def __call__(self, features: Any, running: Running, below: Tensor | None) -> Codes:
         return np.minimum(self.first(features, running, below), self.second(features, running, below))
+
+    def silent(self, oldest: int) -> int:
+        return 0 if self.learned() else max(self.first.silent(oldest), self.second.silent(oldest))
 
     def learned(self) -> tuple[Learned, ...]:
         return self.first.learned() + self.second.learned()
@@ -157,11 +186,14 @@ class Both(Termination):
 
 
 class Either(Both):
-    """`first | second`: ends where one of them does. Both are evaluated always."""
+    """`first | second`: ends where one of them does."""
 
     def __call__(self, features: Any, running: Running, below: Tensor | None) -> Codes:
         first, second = self.first(features, running, below), self.second(features, running, below)
         return np.minimum(first - np.uint8(1), second - np.uint8(1)) + np.uint8(1)  # 0 wraps to 255: the larger
+
+    def silent(self, oldest: int) -> int:
+        return min(self.first.silent(oldest), self.second.silent(oldest))
 
     def __repr__(self) -> str:
         return f"({self.first!r} | {self.second!r})"

@@ -47,6 +47,7 @@ class Track:
         self.guards = own.guard is not Level.guard
         self.learned: tuple[Learned, ...] = termination.learned() if self._asks_termination else ()
         self.everyone = torch.ones(self.streams, dtype=torch.bool, device=device)
+        self.nothing = np.zeros(self.streams, dtype=np.uint8)  # the codes of a tick on which no decision is due
         self.forget()
 
     def forget(self) -> None:
@@ -57,6 +58,7 @@ class Track:
         self.prior: Tensor | None = None  # the memory before the latest observation
         self.features: Features = None
         self.codes: np.ndarray | None = None
+        self._silent = 0  # for so many ticks my termination need not be asked
         self.active = np.zeros(self.streams, dtype=bool)
         self.rows: Tensor | None = None
         self.mask = self.everyone
@@ -120,7 +122,16 @@ class Track:
             running.action = running.action.clone()
         self._held_is_mine = True
         running.action.index_copy_(0, rows, action)
-        running.ticks[rows.cpu().numpy()] = 0
+        if not self.always:
+            running.ticks[rows.cpu().numpy()] = 0
+
+    def foresee(self) -> None:
+        """After decisions: find out for how long none of mine can end by itself."""
+        if self._asks_termination:
+            ticks = self.running.ticks
+            self._silent = self.level.termination.silent(
+                int(ticks.max() if self.rows is None else ticks[self.active].max())
+            )
 
     def move(self, action: Tensor) -> None:
         """Replace the running actions by what became of them."""
@@ -131,23 +142,45 @@ class Track:
             raise UsageError(f"advance of level '{self.name}' returned shape {shapes}")
         self.running.action, self._held_is_mine = action, False
 
-    def end_by_itself(self) -> None:
-        """Ask my level which running decisions end; the answer is in `codes`."""
+    def end_by_itself(self, fresh: bool) -> None:
+        """Ask my level which running decisions end; the answer is in `codes`. `fresh`: some streams begin anew."""
         for learned in self.learned:
             learned.probability = None
         running = self.running
+        running.pass_tick()
         if running.action is None:
-            self.codes = np.zeros(self.streams, dtype=np.uint8)
-            return
-        running.ticks += 1
-        if self._asks_termination and self.below is None:
-            self.codes = self.level.termination(self.features, running, None)
-            return
-        below = self._below()
-        if self._asks_termination:
-            self.codes = self.level.termination(self.features, running, below)
+            self.codes = self.nothing
+        elif self._silent > 0 and not fresh:
+            self._silent -= 1
+            self.codes = self.nothing
+        elif self._asks_termination:
+            self.codes = self.level.termination(self.features, running, self._below())
         else:
-            self.codes = as_codes(self.level.ends(self.features, running, below), self.streams)
+            self.codes = as_codes(self.level.ends(self.features, running, self._below()), self.streams)
+
+    def end_with_others(self, fresh: np.ndarray | None) -> None:
+        """Add to `codes` what ends with the parent's decisions and what begins in the streams `fresh` of the world."""
+        parent, over = self.parent, None
+        if parent is not None and parent.codes is not parent.nothing:
+            over = parent.active if parent.codes is None else parent.codes != 0
+            over = over if self.parent_rows is None else over[self.parent_rows]
+        if self.codes is self.nothing:
+            if fresh is None and (over is None or not over.any()):
+                return
+            self.codes = self.nothing.copy()
+        codes = self.codes
+        assert codes is not None
+        if over is not None:
+            codes[(codes == 0) & over] = PARENT
+        if fresh is not None:
+            codes[self.of(fresh)] = START
+        if self.rows is not None:
+            codes[~self.active] = 0
+
+    def begin_anew(self) -> None:
+        """All my decisions are over and due again, without being recorded as ended."""
+        if not self.always:
+            self.codes = np.where(self.active, np.uint8(START), np.uint8(0))
 
     def _below(self) -> Tensor | None:
         """bool[S] or [S, m]: whether decisions of the level below have just ended."""
