@@ -42,7 +42,7 @@ format: $(INSTALLED)  ## apply ruff's fixes and formatting
 	$(BIN)/ruff format $(LINT_PATHS)
 
 bench: $(INSTALLED)  ## time the hot paths beside their peers and print ratios
-	@for file in benchmarks/*.py; do echo "== $$file"; $(ONE_THREAD) $(BIN)/python $$file || exit 1; done
+	@$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and caches; runs, results and data stay
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

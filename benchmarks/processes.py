@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.processes
 
-Spawned workers train one system each at CPU sizes, sampling included. Both arrangements take turns and do the same number
-of updates; a cell is the median over rounds of the whole machine's updates a second, by the wall clock. It is what
+Spawned workers train one system each at CPU sizes, sampling included. Both arrangements take turns and do as many
+updates; a cell is the median over rounds of the whole machine's updates a second, by the wall clock. It is what
 `--jobs` of `echelon train` and `reproduce` rests on. The time that the processes take to start is left out.
 """
 
