@@ -285,6 +285,23 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(cls: type[Agent], sto
         assert_same(outcome(tmp_path / "whole"), outcome(directory))
 
 
+def test_a_crashed_run_repeats_what_no_checkpoint_holds(cls: type[Agent], store: Store, tmp_path: Path) -> None:
+    """The crash comes after lines of metrics and an evaluation that the newest checkpoint knows nothing of."""
+    train(cls, tmp_path / "whole", checkpoint_every=12)
+    step = Learner.step
+
+    def crash(learner: Learner, number: int, batch: Batch) -> dict[str, Tensor]:
+        if number == 23:
+            raise ZeroDivisionError
+        return step(learner, number, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Learner, "step", crash)
+        train(cls, tmp_path / "crashed", checkpoint_every=12)
+    assert "resumed at step 12" in train(cls, tmp_path / "crashed", checkpoint_every=12)
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "crashed"))
+
+
 def test_what_a_loss_draws_from_the_process_wide_generators_is_resumed_too(
     cls: type[Agent], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
