@@ -213,7 +213,7 @@ class Runner:
         if not running.all_active:
             ended &= running.active
         observation: Any = step.observation
-        if ended.any():
+        if np.count_nonzero(ended):  # several times faster than any()
             observation = self._end(np.flatnonzero(ended), terminated, truncated, observation)
         if running.all_active or running.active.any():
             self._observe(observation)
@@ -248,7 +248,7 @@ class Runner:
             if number < track.streams:
                 mask = torch.from_numpy(codes != 0).to(self.device)
                 rows = mask.nonzero()[:, 0]
-        features, parent = track.features, track.command()
+        features, parent = track.features, None if track.parent is None else track.command()
         if rows is not None:
             features, parent = take(features, rows), None if parent is None else parent[rows]
         decision = track.level.decide(features, parent, mask)
@@ -300,7 +300,8 @@ class Runner:
             if answer.shape != grouped.shape:
                 shapes = f"{list(answer.shape)}, not {list(grouped.shape)}"
                 raise UsageError(f"guard of level '{track.name}' returned shape {shapes}")
-            self._check_nan("a guarded action", track, answer, None)
+            if has_nan(answer):
+                self._raise_nan("a guarded action", track, answer, None)
             executed = track.ungrouped(answer)
         changed = (executed != proposed).reshape(self.streams, -1).any(1).cpu().numpy()
         for track in self.tracks:
@@ -317,7 +318,7 @@ class Runner:
         self._shown, self._obs = shown, obs
         any_fresh = self.running.any_fresh
         for track in self.tracks:
-            seen = track.seen(obs)
+            seen = obs if track.members is None else track.seen(obs)
             if any_fresh:
                 track.reset_memory(self.running.fresh)
             track.prior = track.memory
@@ -340,23 +341,23 @@ class Runner:
         for track in reversed(self._timed):
             track.end_by_itself(fresh is not None)
             for learned in track.learned:
-                if learned.probability is not None:
-                    self._check_nan("a probability of ending", track, learned.probability, None)
+                if learned.probability is not None and has_nan(learned.probability):
+                    self._raise_nan("a probability of ending", track, learned.probability, None)
         for track in self._timed:
             track.end_with_others(fresh)
 
     # ---- errors
 
     def _check_decision(self, track: Track, decision: Decision, rows: Tensor | None) -> None:
-        number = track.streams if rows is None else len(rows)
-        shape = decision.action.shape
-        if len(shape) == 0 or shape[0] != number:
+        action, number = decision.action, track.streams if rows is None else rows.shape[0]
+        shape = action.shape
+        if not shape or shape[0] != number:
             raise UsageError(f"level '{track.name}' was asked for {number} actions and gave shape {list(shape)}")
-        self._check_nan("an action", track, decision.action, rows)
+        if has_nan(action):
+            self._raise_nan("an action", track, action, rows)
 
-    def _check_nan(self, what: str, track: Track, x: Tensor, rows: Tensor | None) -> None:
-        if not has_nan(x):
-            return
+    def _raise_nan(self, what: str, track: Track, x: Tensor, rows: Tensor | None) -> None:
+        """Raise, unless the NaN in x (of the streams `rows`, None: all) concern idle streams only."""
         for bad in np.flatnonzero(nan_rows(x)).tolist():
             stream = bad if rows is None else int(rows[bad])
             if track.active[stream]:
