@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from hierarchy_scripts import Clock, Script, lengths, valid
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -14,6 +14,7 @@ from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.termination import Every, Never, Termination, Until
 from echelon.hierarchy.world import Reset
 from echelon.rollout import Begin, End, Rollout
+from echelon.spans import Spans
 
 Rule = tuple[
     int, int, bool
@@ -149,3 +150,44 @@ class Clocks(RuleBasedStateMachine):
 
 TestClocks = Clocks.TestCase
 TestClocks.settings = settings(max_examples=60, stateful_step_count=8, deadline=None)
+
+
+class Coach(Script):
+    """Decides for its members by what the first of them sees."""
+
+    def observe(self, obs, memory):
+        return {"observation": obs["observation"][:, 0]}, memory
+
+
+@given(
+    rules=st.tuples(st.tuples(st.integers(1, 3), st.integers(0, 4)), st.tuples(st.integers(1, 4), st.integers(0, 4))),
+    ages=st.lists(st.lists(st.integers(1, 8), min_size=4, max_size=4), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(3, 5), min_size=1, max_size=4),
+    slots=st.integers(1, 2),
+)
+@settings(max_examples=60)
+def test_teams_whose_members_stop_early_are_cut_and_joined(rules, ages, cuts, slots):
+    """Two coaches of two agents each; no decision of theirs is longer than a batch."""
+
+    def runner():
+        coach = Coach("coach", termination((*rules[0], False)))
+        low = Script("low", termination((*rules[1], False)))
+        low.parent_of = (0, 1, 1, 0)
+        world = Clock(slots, agents=4)
+        return Runner(
+            [coach, low], world, resets=lambda i: Reset(seed=i, options={"length": np.array(ages[i % len(ages)])})
+        )
+
+    parts, whole = runner(), valid(runner().collect(sum(cuts)))
+    joined = Rollout.cat([valid(parts.collect(ticks)) for ticks in cuts])
+    assert torch.equal(joined.tick, whole.tick) and torch.equal(joined.executed, whole.executed)
+    for level in whole.levels:
+        mine, theirs = owners(joined, level), owners(whole, level)
+        assert (mine >= 0).all() and torch.equal(Spans.by_key(mine).ids, Spans.by_key(theirs).ids)
+        a, b = joined.decisions[level], whole.decisions[level]
+        assert torch.equal(a.action[mine], b.action[theirs]) and len(a) == len(b)
+        assert torch.equal(a.end[mine], b.end[theirs])
+    member = torch.tensor([0, 1, 1, 0])[torch.tensor([int(role[-1]) for role in whole.streams.role])[whole.stream]]
+    team = Spans.by_key(owners(whole, "coach"))
+    for column in (member, whole.streams.episode[whole.stream]):
+        assert torch.equal(team.reduce(column, "min"), team.reduce(column, "max")), "a decision is one team's"

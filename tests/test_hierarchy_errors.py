@@ -12,7 +12,7 @@ from echelon.errors import EchelonError, UsageError
 from echelon.hierarchy.level import Decision
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.termination import Every, Learned, Until
-from echelon.hierarchy.world import from_gym
+from echelon.hierarchy.world import Reset, from_gym
 from echelon.rollout import End
 
 
@@ -169,3 +169,37 @@ def test_terminations_with_wrong_answers_are_refused():
     fails("level 'high' gave a probability of ending with NaN in stream 0", [Script("high", nan), obey()])
     with pytest.raises(UsageError, match="by option, timeout or interrupted"):
         Until(lambda f, r: None, End.PARENT)
+
+
+def test_after_an_error_the_runner_starts_over():
+    world = Clock(2)
+    runner = Runner([Script("high", Every(3)), obey()], world, resets=lambda i: Reset(options={"length": 9}))
+    runner.collect(2)
+    step, world.step = world.step, None
+    with pytest.raises(EchelonError, match="TypeError"):
+        runner.collect(2)
+    world.step = step
+    again = runner.collect(4)
+    assert again.tick.tolist() == [0, 1, 2, 3] * 2 and again.executed[:, 1].tolist() == [0, 0, 0, 3] * 2
+
+
+def test_columns_must_come_always():
+    class Fickle(Clock):
+        def step(self, actions, active):
+            step = super().step(actions, active)
+            if self.time[0] == 2:
+                return step._replace(**self.change)
+            return step
+
+    for change, now in (
+        ({"elapsed": np.ones(1)}, "'reward', 'elapsed time'"),
+        ({"reward": {"bonus": np.ones(1)}}, "'bonus'"),
+    ):
+        world = Fickle(1)
+        world.change = change
+        fails(rf"columns \('reward',\) before, \({now},?\) now", [Script("low")], world, UsageError)
+
+
+def test_observations_to_record_must_exist():
+    with pytest.raises(UsageError, match="unknown observation 'goal'"):
+        Runner([Script("low")], Clock(1), record=("goal",)).episodes(lengths(2))

@@ -378,6 +378,15 @@ def test_a_guard_without_danger_changes_nothing():
     assert differences(plain, guarded) == []
 
 
+def test_a_guard_may_return_what_is_proposed_on_some_ticks_only():
+    class Seldom(Script):
+        def guard(self, features, proposed, running):
+            return proposed * 5 if (features["observation"][:, 1] == 2).any() else proposed
+
+    rollout = Runner([Seldom("low", act=lambda f, p: f["observation"][:, 1:2] + 1)], Clock(1)).episodes(lengths(4, 4))
+    assert rollout.executed[:, 0].tolist() == [1, 2, 15, 4] * 2
+
+
 def test_the_top_guard_has_the_last_word():
     class Top(Script):
         def guard(self, features, proposed, running):

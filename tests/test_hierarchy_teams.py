@@ -166,6 +166,21 @@ def test_team_decisions_are_carried_across_batches():
     assert owners(whole, "coach").min() >= 0
 
 
+@pytest.mark.parametrize("cuts", [(5, 4), (1, 4, 4), (6, 3), (2, 5, 2)])
+def test_a_carried_team_decision_outlives_the_member_on_whose_time_line_it_is_entered(cuts):
+    """Agent 0 stops at 6; the decision made at 4 lasts until 8."""
+
+    def runner():
+        reset = Reset(options={"length": (6, 9)})
+        return Runner([Coach("coach", Every(4)), under(obey(), 0, 0)], Clock(1, agents=2), resets=lambda i: reset)
+
+    parts, whole = runner(), runner().collect(9)
+    joined = Rollout.cat([parts.collect(n) for n in cuts])
+    assert owners(joined, "coach").tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert joined.executed.equal(whole.executed)
+    assert joined.decisions["coach"].end.tolist() == [TIMEOUT, TIMEOUT, TERMINATED]
+
+
 def test_roles_policies_and_learners_are_recorded():
     world = Clock(1, agents=2)
     rollout = Runner([Script("low")], world, policy_id=["new", "old"], learner=[True, False]).episodes(lengths(1, 1))

@@ -64,7 +64,7 @@ def assemble(
     for log in recorder.logs if recorder.on else ():
         track = log.track
         mine = line if track.members is None else _team_timeline(table, line, track)
-        above = _decide(log, mine, rows, above)
+        above = _decide(log, mine, rows, above, table)
         cells = line.cells if track.members is None else _cells_of(track, line.cells, recorder.streams)
         _partition(above, track, len(line.cells), partitions)
         decisions[track.name] = above.decisions
@@ -73,7 +73,7 @@ def assemble(
             columns["observation/" + name] = _packed(buffer, rows, torch.from_numpy(cells))
         if log.memory:
             memory[track.name] = _memory(log, mine, rows)
-        log.carried = _carried(log, mine, above)
+        log.carried = _carried(log, mine, above, table)
     return _rollout(
         columns,
         stream=line.line,
@@ -168,7 +168,7 @@ def _timeline(table: Closing, width: int) -> Timeline:
 def _team_timeline(table: Closing, line: Timeline, track: Track) -> Timeline:
     """The timeline of a level above teams: each team goes by the member that lasted longest."""
     team = track.of_bottom[table.streams]
-    order = np.lexsort((table.streams, -table.stop, team, table.episode))
+    order = np.lexsort((table.streams, line.end != int(End.OPEN), -table.stop, team, table.episode))
     changes = (np.diff(table.episode[order]) != 0) | (np.diff(team[order]) != 0)
     lead = order[np.concatenate([[True], changes])]
     laid = _lay_out(table.start[lead], (table.stop - table.start)[lead], team[lead], track.streams)
@@ -239,7 +239,7 @@ def _moved(record: Record, device: torch.device) -> Record:
 # ---- decisions
 
 
-def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None) -> Found:
+def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None, table: Closing) -> Found:
     """Find the decisions of a level from the ticks at which they were due."""
     track, cells = log.track, line.cells
     codes = None if track.always else log.codes.first(rows).numpy().ravel()[cells]
@@ -248,6 +248,7 @@ def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None) -> Fo
     start = line.items(at)
     parts = {
         "at": at,
+        "stream": line.stream[line.line[at]],
         "start": start,
         "stop": start + stop - at,
         "begin": np.where(carried, int(Begin.CARRIED), int(Begin.DECIDED)),
@@ -258,11 +259,13 @@ def _decide(log: LevelLog, line: Timeline, rows: int, above: Found | None) -> Fo
     if track.below is not None or track.members is not None:
         owner = np.full(rows * track.streams, -1, dtype=np.int64)
         owner[cells] = np.repeat(np.arange(len(at)), stop - at)
+    if track.members is not None and log.carried is not None:
+        _keep_lead(log.carried, line, table, parts)
     if log.empties:
         owner = _insert_empties(log, line, rows, parts, owner)
     action, log_prob, values = _emitted(log, parts["source"])
     decisions = Decisions(
-        stream=torch.from_numpy(line.stream[line.line[parts["at"]]]),
+        stream=torch.from_numpy(parts["stream"]),
         start=torch.from_numpy(parts["start"]),
         stop=torch.from_numpy(parts["stop"]),
         span=torch.full((len(parts["start"]),), -1),
@@ -309,6 +312,22 @@ def _ends(track: Track, line: Timeline, codes: np.ndarray | None, at: np.ndarray
     return ends
 
 
+def _keep_lead(carried: Carried, line: Timeline, table: Closing, parts: dict[str, np.ndarray]) -> None:
+    """Leave carried team decisions on the time line where they began, though its member did not last longest here."""
+    rows = np.flatnonzero(parts["begin"] == int(Begin.CARRIED))
+    lengths = table.stop - table.start
+    stream_of = np.zeros(int(table.streams.max()) + 1, dtype=np.int64)  # of a column, what goes on in it
+    going = np.flatnonzero(table.start == 0)
+    stream_of[table.streams[going]] = going
+    stream = stream_of[carried.lead[line.column[line.line[parts["at"][rows]]]]]
+    over = table.terminated[stream] | table.truncated[stream]
+    kept = ~(over & (parts["end"][rows] == int(End.OPEN)))
+    rows, stream = rows[kept], stream[kept]
+    first = np.cumsum(lengths) - lengths
+    held = np.minimum(parts["stop"][rows] - parts["start"][rows], lengths[stream])
+    parts["stream"][rows], parts["start"][rows], parts["stop"][rows] = stream, first[stream], first[stream] + held
+
+
 def _parents(track: Track, cells: np.ndarray, above: Found | None) -> np.ndarray:
     if above is None or above.owner is None or track.parent is None:
         return np.full(len(cells), -1, dtype=np.int64)
@@ -328,6 +347,7 @@ def _insert_empties(
     kept = log.action.size + (0 if log.carried is None else log.track.streams)
     more = {
         "at": at,
+        "stream": line.stream[line.line[at]],
         "start": line.items(at),
         "stop": line.items(at),
         "begin": np.full(len(at), int(Begin.DECIDED)),
@@ -383,7 +403,7 @@ def _partition(found: Found, track: Track, size: int, partitions: dict[str, tupl
     decisions.span[lasting] = torch.arange(len(starts))
 
 
-def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:
+def _carried(log: LevelLog, line: Timeline, found: Found, table: Closing) -> Carried | None:
     """The decisions that are open where the batch ends, to be delivered again with the next one."""
     lines = np.flatnonzero(line.end == int(End.OPEN))
     if log.track.always or not len(lines):
@@ -398,7 +418,9 @@ def _carried(log: LevelLog, line: Timeline, found: Found) -> Carried | None:
         return whole
 
     values = {name: spread(x) for name, x in decisions.values.items()}
-    return Carried(spread(decisions.action), spread(decisions.log_prob), values)
+    lead = np.zeros(log.track.streams, dtype=np.int64)
+    lead[line.column[lines]] = table.streams[decisions.stream[last].numpy()]
+    return Carried(spread(decisions.action), spread(decisions.log_prob), values, lead)
 
 
 def _memory(log: LevelLog, line: Timeline, rows: int) -> tuple[Tensor, Tensor]:

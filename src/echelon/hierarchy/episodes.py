@@ -37,6 +37,7 @@ class Episodes:
         self._resets = [Reset()] * self.slots
         self._label_names: set[str] | None = None
         self._returns: dict[str, np.ndarray] = {}
+        self._channels: tuple[str, ...] | None = None
         self._infos = {key: np.full(self.streams, np.nan) for key in self._info_labels}
 
     def begin(self, slots: np.ndarray) -> Any:
@@ -81,8 +82,12 @@ class Episodes:
             rewards = {"reward": as_array(reward)}
         else:
             rewards = {name: as_array(channel) for name, channel in reward.items()}
-        if not self._returns:
+        if self._channels is None:
             self._returns = {name: np.zeros(self.streams) for name in rewards}
+            self._channels = (*rewards, "elapsed time") if step.elapsed is not None else (*rewards,)
+        if len(rewards) + (step.elapsed is not None) != len(self._channels) or rewards.keys() != self._returns.keys():
+            now = (*rewards, "elapsed time") if step.elapsed is not None else (*rewards,)
+            raise UsageError(f"the world gave the columns {self._channels} before, {now} now; it must give all always")
         for name, channel in rewards.items():
             self._returns[name] += channel
         if self._infos and step.infos is not None:

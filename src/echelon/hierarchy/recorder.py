@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echelon.errors import UsageError
+from echelon.errors import UsageError, unknown
 from echelon.hierarchy.level import Decision
 from echelon.hierarchy.track import Track
 
@@ -97,6 +97,7 @@ class Carried:
     action: Tensor
     log_prob: Tensor
     values: dict[str, Tensor]
+    lead: np.ndarray  # int64, the stream of the world on whose time line it is entered
 
 
 @dataclass
@@ -164,7 +165,10 @@ class Recorder:
     def observe(self, obs: Mapping[str, Tensor | np.ndarray]) -> None:
         """Write what the levels see on the current tick."""
         if not self._observed:
-            names = obs if self.observations is None else self.observations
+            names = tuple(obs) if self.observations is None else self.observations
+            for name in names:
+                if name not in obs:
+                    raise unknown("observation", name, obs)
             self._observed = [(name, self.columns.setdefault("observation/" + name, Buffer())) for name in names]
         for name, buffer in self._observed:
             buffer.set(self.row, obs[name])

@@ -11,6 +11,7 @@ arithmetic does: matrix products may round differently at another batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal
 
@@ -84,6 +85,7 @@ class Runner:
         self._guards = [track for track in reversed(self.tracks) if track.guards]
         low_high = world.bounds
         self._bounds = None if low_high is None else (low_high[0].to(self.device), low_high[1].to(self.device))
+        self._changes = bool(self._guards) or low_high is not None  # what is proposed may not be what is executed
 
     # ---- what a person calls
 
@@ -133,7 +135,16 @@ class Runner:
                 place = self.generator.device
                 yield Reset(seed=int(torch.randint(2**31 - 1, (), generator=self.generator, device=place)))
 
-    @torch.inference_mode()
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Act without gradients; if anything raises, half a tick is recorded: the next call starts over."""
+        try:
+            with torch.inference_mode():
+                yield
+        except BaseException:
+            self.running.forget()
+            raise
+
     def _restart(self, source: Iterator[Reset]) -> None:
         """Abandon what is running and start episodes from `source`."""
         self.recorder.next_batch()
@@ -143,20 +154,21 @@ class Runner:
         for track, log in self._levels:
             track.forget()
             log.carried = None
-        observation = self.running.begin(np.arange(self.world.slots))
-        self._activity_changed()
-        self._observe(observation)
-        self._terminate()
+        with self._acting():
+            observation = self.running.begin(np.arange(self.world.slots))
+            self._activity_changed()
+            self._observe(observation)
+            self._terminate()
 
-    @torch.inference_mode()
     def _run(self, ticks: int | None) -> None:
         """Run for a number of ticks, or until no episode is left."""
-        if self.recorder.on:
-            self._remember(self.running.active)
-        for _ in count() if ticks is None else range(ticks):
-            self._tick()
-            if ticks is None and not self.running.active.any():
-                return
+        with self._acting():
+            if self.recorder.on:
+                self._remember(self.running.active)
+            for _ in count() if ticks is None else range(ticks):
+                self._tick()
+                if ticks is None and not self.running.active.any():
+                    return
 
     def _batch(self, open_spans: OpenSpans) -> Rollout:
         """Turn what was recorded into a rollout and begin the next batch."""
@@ -197,7 +209,7 @@ class Runner:
             recorder.observe(self._shown)
             if not bottom.always or bottom.moves:
                 recorder.write("proposed", proposed)
-            if executed is not proposed:
+            if self._changes:
                 recorder.write("executed", executed)
         try:
             step = self.world.step(executed, running.active)
