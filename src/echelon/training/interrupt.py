@@ -24,11 +24,6 @@ class Interrupt:
         """Whether the loop should save and stop."""
         return self.signal is not None
 
-    @property
-    def exit_code(self) -> int:
-        """What the process should exit with: 130 after SIGINT, 143 after SIGTERM (the shell's convention), else 0."""
-        return 0 if self.signal is None else 128 + self.signal
-
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
