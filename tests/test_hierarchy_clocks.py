@@ -97,6 +97,7 @@ class Clocks(RuleBasedStateMachine):
         stack = [Script(f"level_{i}", termination(rule)) for i, rule in enumerate(rules)]
         self.runner = Runner(stack, Clock(slots), resets=self.next_reset)
         self.batches: list[Rollout] = []
+        self.open: dict[tuple[str, int], tuple] = {}  # what was decided, of decisions that the next batch carries
         self.bootstrapped = False
 
     def next_reset(self, episode: int) -> Reset:
@@ -108,6 +109,19 @@ class Clocks(RuleBasedStateMachine):
         batch = self.runner.collect(ticks, "bootstrapped" if bootstrapped else "carried")
         check_clocks(batch)
         assert batch.size == ticks * self.runner.world.slots, "no slot is ever idle"
+        for level, d in batch.decisions.items():
+            for row in np.flatnonzero((d.begin == Begin.CARRIED).numpy()):
+                held = self.open[level, int(batch.streams.episode[d.stream[row]])]
+                assert (d.action[row].tolist(), float(d.log_prob[row]), float(d.values["guess"][row])) == held
+        self.open = {
+            (level, int(batch.streams.episode[d.stream[row]])): (
+                d.action[row].tolist(),
+                float(d.log_prob[row]),
+                float(d.values["guess"][row]),
+            )
+            for level, d in batch.decisions.items()
+            for row in np.flatnonzero((d.end == End.OPEN).numpy())
+        }
         self.batches.append(batch)
         self.bootstrapped |= bootstrapped
         if self.bootstrapped:
@@ -149,7 +163,7 @@ class Clocks(RuleBasedStateMachine):
 
 
 TestClocks = Clocks.TestCase
-TestClocks.settings = settings(max_examples=60, stateful_step_count=8, deadline=None)
+TestClocks.settings = settings(max_examples=150, stateful_step_count=10, deadline=None)
 
 
 class Coach(Script):

@@ -131,10 +131,12 @@ def test_a_coach_may_guard_its_members():
         def guard(self, features, proposed, running):
             return proposed.flip(1)
 
-    low = under(Script("low", act=lambda f, p: f["observation"][:, 2:]), 0, 0, 0)
-    rollout = Runner([Swap("coach"), low], Clock(2, agents=3)).episodes(lengths(1, 1))
+    low = Script("low", act=lambda f, p: f["observation"][:, 2:])
+    rollout = Runner([Swap("coach"), under(low, 0, 0, 0)], Clock(2, agents=3)).episodes(lengths(1, 1))
     assert rollout.proposed[:, 0].tolist() == [0, 1, 2] * 2
     assert rollout.executed[:, 0].tolist() == [2, 1, 0] * 2
+    rollout = Runner([Swap("coach"), under(low, 0, 1, 0, 1)], Clock(2, agents=4)).episodes(lengths(1, 1))
+    assert rollout.executed[:, 0].tolist() == [2, 3, 0, 1] * 2
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

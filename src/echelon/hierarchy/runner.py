@@ -351,7 +351,7 @@ class Runner:
         """Find out which decisions end: each level for itself from the bottom, then from the top with their parents."""
         fresh = self.running.fresh if self.running.any_fresh else None
         for track in reversed(self._timed):
-            track.end_by_itself(fresh is not None)
+            track.end_by_itself()
             for learned in track.learned:
                 if learned.probability is not None and has_nan(learned.probability):
                     self._raise_nan("a probability of ending", track, learned.probability, None)

@@ -142,15 +142,15 @@ class Track:
             raise UsageError(f"advance of level '{self.name}' returned shape {shapes}")
         self.running.action, self._held_is_mine = action, False
 
-    def end_by_itself(self, fresh: bool) -> None:
-        """Ask my level which running decisions end; the answer is in `codes`. `fresh`: some streams begin anew."""
+    def end_by_itself(self) -> None:
+        """Ask my level which running decisions end; the answer is in `codes`."""
         for learned in self.learned:
             learned.probability = None
         running = self.running
         running.pass_tick()
         if running.action is None:
             self.codes = self.nothing
-        elif self._silent > 0 and not fresh:
+        elif self._silent > 0:
             self._silent -= 1
             self.codes = self.nothing
         elif self._asks_termination:
