@@ -1,0 +1,94 @@
+"""Credit: what every rule of this room returns, and how it travels from one time-scale to a finer one.
+
+An item is the finest thing that a rule tells apart: a completion for group baselines, a turn for turn-level rules, a
+token or an environment step for GAE. Legend: N items, n spans; a column of items is a tensor [N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from echelon.errors import DataError
+from echelon.spans import Spans
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a rule says about N items. Everything is detached: credit is a constant of the losses that use it.
+
+    advantage: [N], the factor of each item's log-probability gradient.
+    target: value head → [N], what that head should predict; NaN where it has no target.
+    weight: [N], the item's weight in the loss: selections, masks, unknown rewards. Default: ones.
+    terms: name → [N], the parts that sum to the advantage. Default: the advantage itself.
+    """
+
+    advantage: Tensor
+    target: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor = None  # type: ignore[assignment]  # always a tensor once built
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        advantage = self.advantage.detach()
+        weight = torch.ones_like(advantage) if self.weight is None else self.weight.detach().to(advantage.dtype)
+        terms = self.terms or {"advantage": advantage}
+        for name, column in (*self.target.items(), ("weight", weight), *terms.items()):
+            if column.shape != advantage.shape:
+                raise DataError(f"'{name}' has shape {tuple(column.shape)}, the advantage {tuple(advantage.shape)}")
+        object.__setattr__(self, "advantage", advantage)
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "target", {name: column.detach() for name, column in self.target.items()})
+        object.__setattr__(self, "terms", {name: column.detach() for name, column in terms.items()})
+
+    def expand(self, spans: Spans) -> Credit:
+        """The credit of finer items: each gets that of its span, which is one of my items (turns → tokens)."""
+        return Credit(
+            spans.expand(self.advantage),
+            {head: spans.expand(column) for head, column in self.target.items()},
+            spans.expand(self.weight),
+            {name: spans.expand(column) for name, column in self.terms.items()},
+        )
+
+
+def spread(credits: Mapping[str, Credit], spans: Spans, owned: Mapping[str, Tensor]) -> Credit:
+    """One credit over finer items from those of several levels: an item takes the credit of the level that owns it.
+
+    credits: level → its credit over the `spans.n` spans (turns).    owned: level → bool [spans.size], the items
+    (tokens) that it emitted; an item has at most one owner. Items of nobody get advantage 0 and weight 0. The terms
+    become "level.term", a target is NaN at the items of other levels.
+    """
+    if missing := sorted(set(credits) ^ set(owned)):
+        raise DataError(f"credits and owned must name the same levels; only one of them has {', '.join(missing)}")
+    terms: dict[str, Tensor] = {}
+    target: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for level, credit in credits.items():
+        mine, fine = owned[level], credit.expand(spans)
+        weights[level] = torch.where(mine, fine.weight, 0)
+        terms |= {f"{level}.{name}": torch.where(mine, column, 0) for name, column in fine.terms.items()}
+        for head, column in fine.target.items():
+            target[head] = torch.where(mine, column, target.get(head, torch.full_like(column, torch.nan)))
+    return Credit(sum_of(terms), target, sum_of(weights), terms)
+
+
+def sum_of(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of columns [N] of one shape."""
+    return torch.stack(tuple(terms.values())).sum(0)
+
+
+def finite(unit: str, spans: Spans | None, **columns: Tensor) -> None:
+    """Raise a DataError at the first NaN or infinite entry of a column [N, ...], naming its unit: its span, or itself.
+
+    >>> finite("episode", episodes, reward=reward, value=value)
+    """
+    for name, column in columns.items():
+        # a sum is one cheap pass; it is finite only if every entry is, and overflows rarely
+        if torch.isfinite(column.detach().sum()) or torch.isfinite(column).all():
+            continue
+        item = int((~torch.isfinite(column)).nonzero()[0, 0])
+        place = f"{unit} {item}" if spans is None else f"{unit} {int(spans.ids[item])} (item {item})"
+        remedy = "drop it, or, where the rule takes `where`, mark it as unknown"
+        raise DataError(f"{name} of {place} is {column[item].tolist()}; {remedy}")

@@ -1,0 +1,251 @@
+"""Baselines from a group of samples of the same prompt or task; no critic.
+
+Items are the samples (completions, or whole episodes), `groups` puts those of one prompt together, `reward` [N] is
+their outcome. `where`, bool [N], names the samples whose reward is known: the others, which may hold NaN, get advantage
+0 and weight 0 and leave the statistics. `credit.expand(completions)` spreads the result over tokens.
+
+Statistics are explicit since sources differ: papers write ddof 0, TRL and verl divide by G - 1; eps is 1e-4 in TRL and
+1e-6 in verl; a group of one has advantage 0 in TRL ("zero") and its raw reward in verl ("raw").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from echelon.credit.credit import Credit, finite, sum_of
+from echelon.spans import Spans
+
+Singleton = Literal["zero", "raw"]
+
+
+def normalise(
+    groups: Spans,
+    x: Tensor,
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    ddof: int = 1,
+    eps: float = 1e-6,
+    singleton: Singleton = "zero",
+) -> Tensor:
+    """(x - mean) / (std + eps) among the items of each span, [N, ...] → the same; 0 where all are equal."""
+    # relative to the largest, since the rounding error of a mean over equal members would be divided by a tiny eps
+    x = x - groups.siblings(x, "max", where=where, singleton=singleton)
+    centred = x - groups.siblings(x, "mean", where=where, weight=weight, singleton=singleton)
+    return centred / groups.siblings(x, "std", where=where, weight=weight, ddof=ddof, eps=eps)
+
+
+def whiten(
+    x: Tensor,
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    ddof: int = 1,
+    eps: float = 0.0,
+    var_eps: float = 1e-8,
+) -> Tensor:
+    """(x - mean) / (sqrt(var + var_eps) + eps) over all items of the batch, [N] → [N]. verl: ddof 1, var_eps 1e-8."""
+    batch = Spans([0, len(x)] if len(x) else [0])
+    x = x - batch.siblings(x, "max", where=where)
+    centred = x - batch.siblings(x, "mean", where=where, weight=weight)
+    std = batch.siblings(x, "std", where=where, weight=weight, ddof=ddof)
+    return centred / ((std**2 + var_eps).sqrt() + eps)
+
+
+def reinforce(*, reward: Tensor, baseline: float | Tensor = 0.0, where: Tensor | None = None) -> Credit:
+    """REINFORCE with a baseline that the caller chose: A = R - b, reward and baseline [N].
+
+    Unbiased whenever b does not depend on the item's own actions: a value, a running mean, `leave_one_out`. Needs
+    nothing. Highest variance with b = 0. Source: Williams 1992.
+    """
+    reward = _known(reward, where)
+    return _credit({"reward": reward, "baseline": -torch.as_tensor(baseline).to(reward).expand_as(reward)}, where)
+
+
+def leave_one_out(groups: Spans, x: Tensor, *, where: Tensor | None = None, singleton: Singleton = "zero") -> Tensor:
+    """The mean of the other members of the group, [N] → [N]: a baseline independent of the item, hence unbiased.
+
+    singleton: the baseline of an item without others is the item itself ("zero" advantage) or 0 ("raw").
+    """
+    return groups.siblings(x, "loo_mean", where=where, singleton=singleton)
+
+
+def rloo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleton: Singleton = "zero") -> Credit:
+    """REINFORCE leave-one-out: A_i = R_i - mean_{j≠i} R_j = G/(G-1) · (R_i - mean).
+
+    Shapes: reward [N]. Needs groups of at least two. Unbiased. Source: arXiv 2402.14740; Kool et al. 2019. Released
+    code: TRL's RLOOTrainer also folds the KL penalty into R; verl passes a single sample's raw reward ("raw").
+    """
+    reward = _known(reward, where)
+    baseline = leave_one_out(groups, reward, where=where, singleton=singleton)
+    return _credit({"reward": reward, "baseline": -baseline}, where)
+
+
+def grpo(
+    groups: Spans,
+    *,
+    reward: Tensor,
+    where: Tensor | None = None,
+    ddof: int = 1,
+    eps: float = 1e-6,
+    singleton: Singleton = "zero",
+) -> Credit:
+    """GRPO: A_i = (R_i - mean) / (std + eps) in the group of the prompt.
+
+    Shapes: reward [N]. Needs groups of at least two with unequal rewards. Biased twice: the item is part of its own
+    mean (a factor (G-1)/G), and the std weighs prompts by the inverse of their spread. A constant bonus to all right
+    answers nearly vanishes. Source: arXiv 2402.03300 (population std). Released code: TRL ddof 1, eps 1e-4, "zero";
+    verl ddof 1, eps 1e-6, "raw".
+    """
+    reward = _known(reward, where)
+    group = normalise(groups, reward, where=where, ddof=ddof, eps=eps, singleton=singleton)
+    return _credit({"group": group}, where)
+
+
+def dr_grpo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleton: Singleton = "zero") -> Credit:
+    """Dr.GRPO: A_i = R_i - mean; GRPO without its std.
+
+    Shapes: reward [N]. Needs groups of at least two. Unbiased up to the factor (G-1)/G, one for all groups of size G.
+    Source: arXiv 2503.20783; its loss divides by a constant length as well (losses: seq-mean-token-sum-norm).
+    """
+    reward = _known(reward, where)
+    mean = groups.siblings(reward, "mean", where=where, singleton=singleton)
+    return _credit({"reward": reward, "baseline": -mean}, where)
+
+
+def batch_std(
+    groups: Spans, *, reward: Tensor, where: Tensor | None = None, ddof: int = 1, eps: float = 1e-4
+) -> Credit:
+    """Group mean, batch standard deviation: A_i = (R_i - mean_group) / (std_batch + eps).
+
+    Shapes: reward [N]. Needs groups. One scale for all prompts, so that easy and hard ones keep their relative weight.
+    Source: "lite PPO", arXiv 2508.08221; TRL: scale_rewards="batch", eps 1e-4.
+    """
+    reward = _known(reward, where)
+    batch = Spans([0, len(reward)] if len(reward) else [0])
+    scale = batch.siblings(reward, "std", where=where, ddof=ddof, eps=eps)
+    mean = groups.siblings(reward, "mean", where=where)
+    return _credit({"group": (reward - mean) / scale}, where)
+
+
+def opo(
+    groups: Spans, *, reward: Tensor, length: Tensor, where: Tensor | None = None, singleton: Singleton = "zero"
+) -> Credit:
+    """OPO: A_i = R_i - Σ n_j · R_j / Σ n_j, the length-weighted mean of the group.
+
+    Shapes: reward, length = tokens of each completion [N]. Needs groups. The variance-optimal constant baseline when
+    the squared gradient norm grows with length; like every mean that includes the item, scaled by less than one.
+    Source: arXiv 2505.23585.
+    """
+    reward = _known(reward, where)
+    mean = groups.siblings(reward, "mean", where=where, weight=length.to(reward.dtype), singleton=singleton)
+    return _credit({"reward": reward, "baseline": -mean}, where)
+
+
+def pass_at_k(
+    groups: Spans, *, reward: Tensor, where: Tensor | None = None, ddof: int = 1, eps: float | None = 1e-6
+) -> Credit:
+    """Pass@k: only the best of the group has an advantage, (R_max - R_second) / (std + eps).
+
+    Shapes: reward [N]. Needs groups of at least two; of equal bests the margin is 0. eps None leaves the std out: the
+    gradient is then an unbiased one of the group's expected maximum. Source: arXiv 2503.19595; verl's grpo_passk.
+    """
+    reward = _known(reward, where)
+    use = torch.ones_like(reward, dtype=torch.bool) if where is None else where
+    best = groups.siblings(reward, "rank", where=where) == groups.expand(groups.reduce(use)) - 1
+    second = groups.siblings(reward, "max", where=use & ~best, singleton="zero")
+    margin = torch.where(best & use, reward - second, 0)
+    if eps is not None:
+        margin = margin / groups.siblings(reward, "std", where=where, ddof=ddof, eps=eps)
+    return _credit({"margin": margin}, where)
+
+
+def reinforce_pp(
+    completions: Spans,
+    *,
+    reward: Tensor,
+    gamma: float = 1.0,
+    ddof: int = 1,
+    var_eps: float = 1e-8,
+) -> Credit:
+    """REINFORCE++: the return to go of every token, whitened over all tokens of the batch.
+
+    Items are tokens: reward [N], with the outcome (and penalties such as -β·KL) on the tokens where they fall. Needs
+    no groups and no values. The batch mean is a baseline that includes the item: biased by O(1/N). Source: arXiv
+    2501.03262; whitening as in verl (ddof 1, root of var + 1e-8).
+    """
+    finite("completion", completions, reward=reward)
+    return Credit(whiten(completions.scan(reward, gamma), ddof=ddof, var_eps=var_eps))
+
+
+def reinforce_pp_baseline(
+    groups: Spans,
+    *,
+    reward: Tensor,
+    length: Tensor,
+    where: Tensor | None = None,
+    ddof: int = 1,
+    var_eps: float = 1e-8,
+    singleton: Singleton = "zero",
+) -> Credit:
+    """REINFORCE++-baseline: R_i - mean_group, whitened over all tokens of the batch.
+
+    Items are completions: reward, length = their tokens [N]; the mean over tokens weighs each by its length. Needs
+    groups. Biased as `grpo`, with one scale for the whole batch. Source: arXiv 2501.03262; verl's
+    reinforce_plus_plus_baseline ("raw").
+    """
+    reward = _known(reward, where)
+    centred = reward - groups.siblings(reward, "mean", where=where, singleton=singleton)
+    tokens = length.to(reward.dtype)
+    return _credit({"group": whiten(centred, where=where, weight=tokens, ddof=ddof, var_eps=var_eps)}, where)
+
+
+def gdpo(
+    groups: Spans,
+    *,
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float] | None = None,
+    where: Mapping[str, Tensor] | None = None,
+    length: Tensor | None = None,
+    ddof: int = 1,
+    eps: float = 1e-4,
+    var_eps: float = 0.0,
+    singleton: Singleton = "zero",
+) -> Credit:
+    """GDPO, decoupled rewards: normalise each reward in its group, sum them weighted, whiten the sum over the batch.
+
+        A_i = whiten(Σ_k w_k · (R_ik - mean_k) / (std_k + eps))
+
+    rewards: name → [N]; weights: name → number, default 1; where: name → bool [N], the samples where that reward is
+    known (the others count 0 in the sum). length: [N], tokens of each completion: given, the batch is whitened over
+    tokens, as verl does with eps 1e-6, var_eps 1e-8 and "raw"; else over completions, as TRL does with these defaults.
+    Needs groups. Biased as `grpo`. A rare reward keeps its say beside a frequent one. Source: arXiv 2601.05242.
+    """
+    parts = {}
+    for name, reward in rewards.items():
+        known = None if where is None else where.get(name)
+        normal = normalise(groups, _known(reward, known), where=known, ddof=ddof, eps=eps, singleton=singleton)
+        parts[name] = (1.0 if weights is None else weights[name]) * (normal if known is None else normal * known)
+    total = sum_of(parts)
+    tokens = None if length is None else length.to(total.dtype)
+    std_eps = eps if length is None else 0.0
+    return Credit(whiten(total, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps))
+
+
+def _known(reward: Tensor, where: Tensor | None) -> Tensor:
+    """The rewards with 0 for the unknown ones, checked."""
+    known = reward if where is None else torch.where(where, reward, 0)
+    finite("completion", None, reward=known)
+    return known if known.is_floating_point() else known.to(torch.get_default_dtype())
+
+
+def _credit(terms: Mapping[str, Tensor], where: Tensor | None) -> Credit:
+    """The credit of these terms, 0 where the reward is unknown."""
+    if where is not None:
+        terms = {name: torch.where(where, column, 0) for name, column in terms.items()}
+    advantage = sum_of(terms)
+    return Credit(advantage, weight=torch.ones_like(advantage) if where is None else where, terms=terms)
