@@ -22,6 +22,24 @@ from echelon.spans import Spans
 Singleton = Literal["zero", "raw"]
 
 
+def baseline(
+    groups: Spans,
+    x: Tensor,
+    stat: Literal["mean", "loo_mean"] = "mean",
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    singleton: Singleton = "zero",
+) -> Tensor:
+    """The mean of each span, or that of the others, given to its items: [N, ...] → [N, ...].
+
+    Measured from the largest member, so that x - baseline is 0 exactly where all are equal: a rounding error would
+    be divided by a tiny eps later.
+    """
+    largest = groups.siblings(x, "max", where=where, singleton=singleton)
+    return largest + groups.siblings(x - largest, stat, where=where, weight=weight, singleton=singleton)
+
+
 def normalise(
     groups: Spans,
     x: Tensor,
@@ -33,10 +51,9 @@ def normalise(
     singleton: Singleton = "zero",
 ) -> Tensor:
     """(x - mean) / (std + eps) among the items of each span, [N, ...] → the same; 0 where all are equal."""
-    # relative to the largest, since the rounding error of a mean over equal members would be divided by a tiny eps
-    x = x - groups.siblings(x, "max", where=where, singleton=singleton)
-    centred = x - groups.siblings(x, "mean", where=where, weight=weight, singleton=singleton)
-    return centred / groups.siblings(x, "std", where=where, weight=weight, ddof=ddof, eps=eps)
+    scale = groups.siblings(x, "std", where=where, weight=weight, ddof=ddof, eps=eps)
+    centred = x - baseline(groups, x, where=where, weight=weight, singleton=singleton)
+    return centred / torch.where(scale > 0, scale, 1)
 
 
 def whiten(
@@ -49,29 +66,20 @@ def whiten(
     var_eps: float = 1e-8,
 ) -> Tensor:
     """(x - mean) / (sqrt(var + var_eps) + eps) over all items of the batch, [N] → [N]. verl: ddof 1, var_eps 1e-8."""
-    batch = Spans([0, len(x)] if len(x) else [0])
-    x = x - batch.siblings(x, "max", where=where)
-    centred = x - batch.siblings(x, "mean", where=where, weight=weight)
+    batch = _batch(x)
     std = batch.siblings(x, "std", where=where, weight=weight, ddof=ddof)
-    return centred / ((std**2 + var_eps).sqrt() + eps)
+    scale = (std**2 + var_eps).sqrt() + eps
+    return (x - baseline(batch, x, where=where, weight=weight)) / torch.where(scale > 0, scale, 1)
 
 
 def reinforce(*, reward: Tensor, baseline: float | Tensor = 0.0, where: Tensor | None = None) -> Credit:
     """REINFORCE with a baseline that the caller chose: A = R - b, reward and baseline [N].
 
-    Unbiased whenever b does not depend on the item's own actions: a value, a running mean, `leave_one_out`. Needs
-    nothing. Highest variance with b = 0. Source: Williams 1992.
+    Unbiased whenever b does not depend on the item's own actions: a value, a running mean, the mean of others.
+    Needs nothing. Highest variance with b = 0. Source: Williams 1992.
     """
     reward = _known(reward, where)
     return _credit({"reward": reward, "baseline": -torch.as_tensor(baseline).to(reward).expand_as(reward)}, where)
-
-
-def leave_one_out(groups: Spans, x: Tensor, *, where: Tensor | None = None, singleton: Singleton = "zero") -> Tensor:
-    """The mean of the other members of the group, [N] → [N]: a baseline independent of the item, hence unbiased.
-
-    singleton: the baseline of an item without others is the item itself ("zero" advantage) or 0 ("raw").
-    """
-    return groups.siblings(x, "loo_mean", where=where, singleton=singleton)
 
 
 def rloo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleton: Singleton = "zero") -> Credit:
@@ -81,8 +89,8 @@ def rloo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleto
     code: TRL's RLOOTrainer also folds the KL penalty into R; verl passes a single sample's raw reward ("raw").
     """
     reward = _known(reward, where)
-    baseline = leave_one_out(groups, reward, where=where, singleton=singleton)
-    return _credit({"reward": reward, "baseline": -baseline}, where)
+    others = baseline(groups, reward, "loo_mean", where=where, singleton=singleton)
+    return _credit({"reward": reward, "baseline": -others}, where)
 
 
 def grpo(
@@ -113,7 +121,7 @@ def dr_grpo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singl
     Source: arXiv 2503.20783; its loss divides by a constant length as well (losses: seq-mean-token-sum-norm).
     """
     reward = _known(reward, where)
-    mean = groups.siblings(reward, "mean", where=where, singleton=singleton)
+    mean = baseline(groups, reward, where=where, singleton=singleton)
     return _credit({"reward": reward, "baseline": -mean}, where)
 
 
@@ -126,10 +134,8 @@ def batch_std(
     Source: "lite PPO", arXiv 2508.08221; TRL: scale_rewards="batch", eps 1e-4.
     """
     reward = _known(reward, where)
-    batch = Spans([0, len(reward)] if len(reward) else [0])
-    scale = batch.siblings(reward, "std", where=where, ddof=ddof, eps=eps)
-    mean = groups.siblings(reward, "mean", where=where)
-    return _credit({"group": (reward - mean) / scale}, where)
+    scale = _batch(reward).siblings(reward, "std", where=where, ddof=ddof, eps=eps)
+    return _credit({"group": (reward - baseline(groups, reward, where=where)) / scale}, where)
 
 
 def opo(
@@ -142,7 +148,7 @@ def opo(
     Source: arXiv 2505.23585.
     """
     reward = _known(reward, where)
-    mean = groups.siblings(reward, "mean", where=where, weight=length.to(reward.dtype), singleton=singleton)
+    mean = baseline(groups, reward, where=where, weight=length.to(reward.dtype), singleton=singleton)
     return _credit({"reward": reward, "baseline": -mean}, where)
 
 
@@ -199,7 +205,7 @@ def reinforce_pp_baseline(
     reinforce_plus_plus_baseline ("raw").
     """
     reward = _known(reward, where)
-    centred = reward - groups.siblings(reward, "mean", where=where, singleton=singleton)
+    centred = reward - baseline(groups, reward, where=where, singleton=singleton)
     tokens = length.to(reward.dtype)
     return _credit({"group": whiten(centred, where=where, weight=tokens, ddof=ddof, var_eps=var_eps)}, where)
 
@@ -234,6 +240,11 @@ def gdpo(
     tokens = None if length is None else length.to(total.dtype)
     std_eps = eps if length is None else 0.0
     return Credit(whiten(total, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps))
+
+
+def _batch(x: Tensor) -> Spans:
+    """One span of all items."""
+    return Spans([0, len(x)] if len(x) else [0])
 
 
 def _known(reward: Tensor, where: Tensor | None) -> Tensor:
