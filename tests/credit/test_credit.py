@@ -16,7 +16,7 @@ def test_defaults_and_detachment() -> None:
     advantage = torch.tensor([1.0, -1.0], requires_grad=True)
     credit = Credit(advantage, {"value": 2 * advantage})
     assert credit.weight.tolist() == [1, 1]
-    assert credit.terms["advantage"] is credit.advantage
+    assert torch.equal(credit.terms["advantage"], credit.advantage)
     assert not credit.advantage.requires_grad
     assert not credit.target["value"].requires_grad
 

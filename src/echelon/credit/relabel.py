@@ -34,14 +34,13 @@ def hiro_candidates(
 ) -> Tensor:
     """Candidates for relabelling, [count + 2, n, d]: the goal itself, s_end - s_start, and draws around the latter.
 
-    Shapes: state, next_state [N, d] of the low level; goal [n, d]; low, high [d] the box of goals. The draws are
-    N(s_end - s_start, (0.5 · scale)²), clipped to the box, scale the box's half width a dimension. Source: arXiv
-    1805.08296 (8 draws).
+    Shapes: state, next_state [N, d] of the low level; goal [n, d]; low, high [d], the box of goals, to which all are
+    clipped. The draws are N(s_end - s_start, (0.5 · scale)²), scale the box's half width. Source: arXiv 1805.08296.
     """
     reached = next_state[decisions.ends] - state[decisions.starts]
     noise = torch.randn((count, *reached.shape), generator=generator, dtype=reached.dtype, device=reached.device)
     drawn = reached + 0.5 * scale * noise
-    return torch.cat([goal[None], torch.cat([reached[None], drawn]).clamp(low, high)])
+    return torch.cat([goal[None], reached[None], drawn]).clamp(low, high)
 
 
 def hiro_relabel(
@@ -81,48 +80,47 @@ class HindsightTransitions(NamedTuple):
     discount: Tensor
 
 
+def hindsight_draws(episodes: Spans, *, replays: int = 3, generator: torch.Generator | None = None) -> Tensor:
+    """Decisions whose achieved states serve as hindsight goals, int64 [n, replays], for the n decisions of `episodes`.
+
+    One draw serves a whole episode: `replays` - 1 uniform ones and always the last. Source: HAC's released code (3).
+    """
+    drawn = episodes.sample(torch.arange(episodes.n, device=episodes.device).repeat(replays - 1, 1).T, generator)
+    return episodes.expand(torch.cat([drawn, episodes.ends[:, None]], -1))
+
+
 def hac_transitions(
-    episodes: Spans,
     *,
     proposed: Tensor,
     achieved: Tensor,
     goal: Tensor,
-    reached: Tensor,
     tested: Tensor,
+    hindsight: Tensor,
     threshold: float | Tensor,
     horizon: int,
     gamma: float = 0.98,
-    replays: int = 3,
-    generator: torch.Generator | None = None,
 ) -> HindsightTransitions:
-    """The three kinds of transitions that hierarchical actor-critic stores for the n decisions of one level.
+    """The three kinds of transitions that hierarchical actor-critic stores for the n decisions of one level, in turn.
 
-    1. hindsight action, all n: the action is what the level below achieved, the proposal if it was reached;
-    2. subgoal test, where tested and missed: the proposal, reward -horizon, discount 0;
-    3. hindsight goal, `replays` a decision: as 1, towards a state achieved later in the episode, once the last one.
-    Reward is -1, discount gamma; where the goal is achieved within `threshold` in every dimension, 0 and 0.
+    1. hindsight action, all n: the action is what the level below achieved, or the proposal if it was reached;
+    2. hindsight goals, n · K: as 1, towards states achieved in the same episode;
+    3. subgoal test, where tested and missed: the proposal, reward -horizon, discount 0.
+    Reward is -1 and discount gamma, both 0 where the goal is reached: achieved within `threshold` in every dimension.
 
-    Shapes: proposed, achieved, goal [n, d]; reached, tested bool [n]; `episodes` partitions the n decisions; threshold
-    a number or [d]. Source: arXiv 1712.00948.
+    Shapes: proposed, achieved, goal [n, d]; tested bool [n]; hindsight int64 [n, K], see `hindsight_draws`; threshold a
+    number or [d]. Biased towards the present low level, which 1 assumes optimal. Source: arXiv 1712.00948.
     """
-    everyone = torch.arange(episodes.size, device=proposed.device)
-    action = torch.where(reached[:, None], proposed, achieved)
-    missed = (tested & ~reached).nonzero()[:, 0]
-    ahead = (episodes.ends[episodes.ids] - everyone)[:, None].expand(-1, replays - 1) + 1
-    uniform = torch.rand(ahead.shape, generator=generator, device=proposed.device)
-    later = episodes.clip(everyone[:, None].expand_as(ahead), everyone[:, None] + (uniform * ahead).long())
-    later = torch.cat([later, episodes.end_of(everyone)[:, None]], -1).flatten()
-    again = everyone.repeat_interleave(replays)
-
-    source = torch.cat([everyone, again])
-    towards = torch.cat([goal, achieved[later]])
-    done = ((achieved[source] - towards).abs() < threshold).all(-1)
-    reward, discount = -(~done).to(proposed.dtype), gamma * (~done).to(proposed.dtype)
-    penalty, none = reward.new_full((len(missed),), -horizon), reward.new_zeros(len(missed))
+    everyone = torch.arange(len(proposed), device=proposed.device)
+    reached = ((achieved - proposed).abs() <= threshold).all(-1, keepdim=True)
+    action, missed = torch.where(reached, proposed, achieved), (tested & ~reached[:, 0]).nonzero()[:, 0]
+    source = torch.cat([everyone, everyone.repeat_interleave(hindsight.shape[1])])
+    towards = torch.cat([goal, achieved[hindsight.flatten()]])
+    running = ((achieved[source] - towards).abs() > threshold).any(-1).to(proposed.dtype)
+    nothing = running.new_zeros(len(missed))
     return HindsightTransitions(
         torch.cat([source, missed]),
         torch.cat([action[source], proposed[missed]]),
         torch.cat([towards, goal[missed]]),
-        torch.cat([reward, penalty]),
-        torch.cat([discount, none]),
+        torch.cat([-running, nothing - horizon]),
+        torch.cat([gamma * running, nothing]),
     )
