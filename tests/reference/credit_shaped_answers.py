@@ -210,6 +210,7 @@ CASES: Cases = {
             86.2142857143, action={**_SEARCH, "text": "red wool hat"}, target=_SEARCH, dars=100.0, attribute="correct"
         ),
         case(0.5, action={**_SEARCH, "name": "box", "text": "hat"}, target=_SEARCH, dars=100.0),
+        case(0.58, action={**_SEARCH, "name": "search big box", "text": "hat"}, target=_SEARCH),
         case(0.0, action={"type": "terminate"}, target=_CLICK),
     ],
     "shop_r1_reward": [

@@ -51,6 +51,7 @@ ADVANTAGE_CASES: Cases = {
             combine="split",
         ),
         case([[[0.0, 0.1], [0.1]]], groups=[_SOLVED]),
+        case([[[0.0, 0.1], [0.1]]], groups=[_SOLVED], combine="gate"),
         case([[[-0.1, 0.1], [0.1]]], groups=[_SOLVED], suffix=False),
         case([[[0.0, 0.0], [0.0]]], groups=[_SOLVED], degenerate_beta=0.0),
     ],
@@ -79,6 +80,12 @@ ADVANTAGE_CASES: Cases = {
     ],
     "hicra_entropy_mask": [case([False, False, False, True], entropies=[0.1, 0.2, 0.3, 0.4], top=0.5)],
     "hicra_code": [
+        case(
+            [[[-1.0] * 4, [1.0, 1.0], [1.0] * 3, [0.0] * 3]],
+            advantages=[[-1.0, 1.0, 1.0, 0.0]],
+            entropies=[[[0.1, 0.2, 0.3, 0.4], [0.1, 0.9], [0.1, 0.2, 0.9], [0.1, 0.2, 0.9]]],
+            planning=[[[False] * 4, [False] * 2, [False] * 3, [True] * 3]],
+        ),
         case(
             [[[1.0, 1.0, 1.0, 1.2], [-1.0, -1.0], [2.0, 2.0]]],
             advantages=[[1.0, -1.0, 2.0]],
@@ -328,6 +335,7 @@ REWARD_CASES: Cases = {
         case(3.6955181300, n=12, b=24, correct=True, l_max=96, alpha=1 / 96),
         case(3.5705181300, n=24, b=12, correct=True, l_max=96, alpha=1 / 96),
         case(0.0, n=97, b=48, correct=True, l_max=96),
+        case(-0.5, n=96, b=48, correct=True, l_max=96, alpha=1 / 96),
         case(0.0, n=64, b=48, correct=False, l_max=96),
         case(-1.0, n=64, b=48, correct=False, l_max=96, form="code", well_formed=False),
         case(2.83, n=48, b=None, correct=True, l_max=96, form="code"),
@@ -342,9 +350,17 @@ REWARD_CASES: Cases = {
     "percentile": [case(3.85, values=[4.0, 1.0, 3.0, 2.0], percent=95.0)],
     "ares_threshold": [
         case(3.425, rollouts=[[1.0, 2.0, 3.0, 4.0], [1.0, 2.0]], w=2),
-        case(1.02425, rollouts=[[1.0, 2.0, 3.0, 4.0]], previous=1.0, w=2),
+        case(2.01425, rollouts=[[1.0, 2.0, 3.0, 4.0]], previous=2.0, w=2),
     ],
     "ares_triggers": [
+        case(
+            {"count": 1, "invalid": 0, "soft_cost": 0.0},
+            tokens=["wait", "a", "b"],
+            entropies=[0, 1, 3],
+            threshold=2.0,
+            words=["wait"],
+            w=2,
+        ),
         case(
             {"count": 1, "invalid": 1, "soft_cost": 0.5},
             tokens=["ĠWait", " x", "▁wait", "y", "z", "wait"],
@@ -352,7 +368,7 @@ REWARD_CASES: Cases = {
             threshold=2.0,
             words=["wait"],
             w=2,
-        )
+        ),
     ],
     "ares_bucket": [
         case("easy", correct=[1, 1, 0]),
@@ -374,6 +390,7 @@ REWARD_CASES: Cases = {
         case(-0.005, count=2, target=4, correct=1, bucket="hard", alpha=1.0),
         case(0.9750602484, count=7, target=4, correct=1, bucket="hard", alpha=1.0),
         case(0.6, count=4, target=4, correct=0, bucket="hard", alpha=1.0),
+        case(0.3, count=1, target=2, correct=1, bucket="hard", alpha=0.5),
     ],
     "ares": [
         case(
@@ -417,6 +434,7 @@ REWARD_CASES: Cases = {
         case(None, trajectory_ok=1, turn_ok=[1, None]),
         case(0.0, trajectory_ok=0, turn_ok=[None]),
         case(1.0, trajectory_ok=1, turn_ok=[]),
+        case(1.0, trajectory_ok=1, turn_ok=[], combine="mean"),
         case(0.0, trajectory_ok=1, turn_ok=[1], format_ok=False),
     ],
     "deeptravel_judge_calls": [
