@@ -3,24 +3,9 @@
 A name ends in where its number comes from: the paper's formula, published code, or a derivation of our own.
 """
 
-from typing import Any
-
 import pytest
 from reference import credit_base as ref
-
-
-def close(got: Any, want: Any, tol: float = 1e-9) -> None:
-    """Nested lists and dicts of numbers agree, shape included."""
-    if isinstance(want, dict):
-        assert set(got) == set(want)
-        for key in want:
-            close(got[key], want[key], tol)
-    elif isinstance(want, (list, tuple)):
-        assert len(got) == len(want)
-        for g, w in zip(got, want, strict=True):
-            close(g, w, tol)
-    else:
-        assert got == pytest.approx(want, abs=tol)
+from reference.checking import close
 
 
 @pytest.mark.parametrize("rule", sorted(ref.CASES))
