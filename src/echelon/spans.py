@@ -196,17 +196,15 @@ class Spans:
         fill: a number, or one row a span, [n] or [n, ...]: bootstrap values enter here.
         """
         self._check(x)
+        fill = fill if isinstance(fill, Tensor) and fill.ndim else _scalar(fill, x.dtype, x.device).expand(self.n)
+        fill = self._check(fill, self.n, "spans", like=x).to(x.dtype).expand(self.n, *x.shape[1:])
+        moved = self._pack(x).roll(-by, 0)
+        if by in (1, -1):  # only what came over the edge of its span is replaced
+            return self._unpack(moved.index_copy_(0, self.offsets[1:] - 1 if by == 1 else self.offsets[:-1], fill))
         span = self._span_of_slot
         inside = span == span.roll(-by)
-        if by > 0:  # what came round the end of memory is not inside
-            inside[-by:] = False
-        else:
-            inside[:-by] = False
-        if isinstance(fill, Tensor) and fill.ndim:
-            fill = self._check(fill, self.n, "spans", like=x)[span].to(x.dtype)
-        else:
-            fill = _scalar(fill, x.dtype, x.device)
-        return self._unpack(torch.where(_align(inside, x), self._pack(x).roll(-by, 0), fill))
+        inside[slice(-by, None) if by > 0 else slice(-by)] = False  # what came round the end of memory
+        return self._unpack(torch.where(_align(inside, x), moved, fill[span]))
 
     def scan(self, x: Tensor, decay: float | Tensor = 1, reverse: bool = True, limit: int | None = None) -> Tensor:
         """The discounted running sum inside each span: O(N) work for any span lengths, and no division.

@@ -66,10 +66,14 @@ def whiten(
     var_eps: float = 1e-8,
 ) -> Tensor:
     """(x - mean) / (sqrt(var + var_eps) + eps) over all items of the batch, [N] → [N]. verl: ddof 1, var_eps 1e-8."""
-    batch = _batch(x)
-    std = batch.siblings(x, "std", where=where, weight=weight, ddof=ddof)
-    scale = (std**2 + var_eps).sqrt() + eps
-    return (x - baseline(batch, x, where=where, weight=weight)) / torch.where(scale > 0, scale, 1)
+    if not len(x):
+        return x
+    use = torch.ones_like(x) if where is None else where.to(x.dtype)
+    count = use if weight is None else use * weight
+    x = x - torch.where(use > 0, x, -torch.inf).amax()  # as in `baseline`
+    centred = x - (count * x).sum() / count.sum()
+    scale = _deviation(centred, count, ddof, var_eps) + eps
+    return centred / torch.where(scale > 0, scale, 1)
 
 
 def reinforce(*, reward: Tensor, baseline: float | Tensor = 0.0, where: Tensor | None = None) -> Credit:
@@ -134,7 +138,8 @@ def batch_std(
     Source: "lite PPO", arXiv 2508.08221; TRL: scale_rewards="batch", eps 1e-4.
     """
     reward = _known(reward, where)
-    scale = _batch(reward).siblings(reward, "std", where=where, ddof=ddof, eps=eps)
+    count = torch.ones_like(reward) if where is None else where.to(reward.dtype)
+    scale = _deviation(reward - (count * reward).sum() / count.sum(), count, ddof) + eps
     return _credit({"group": (reward - baseline(groups, reward, where=where)) / scale}, where)
 
 
@@ -242,9 +247,10 @@ def gdpo(
     return Credit(whiten(total, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps))
 
 
-def _batch(x: Tensor) -> Spans:
-    """One span of all items."""
-    return Spans([0, len(x)] if len(x) else [0])
+def _deviation(centred: Tensor, count: Tensor, ddof: int, var_eps: float = 0.0) -> Tensor:
+    """0-d: the root of the variance of all items, each counted so many times; 1 where there are not more than ddof."""
+    freedom = count.sum() - ddof
+    return torch.where(freedom > 0, ((count * centred**2).sum() / freedom.clamp(min=1e-9) + var_eps).sqrt(), 1)
 
 
 def _known(reward: Tensor, where: Tensor | None) -> Tensor:
