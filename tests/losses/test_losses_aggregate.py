@@ -161,6 +161,8 @@ def rank_gradient(batch: Batch, rank: int, mode: Mode) -> Tensor:
 def join_and_save(rank: int, folder: Path, batch: Batch) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save([rank_gradient(batch, rank, mode) for mode in MODES], folder / f"{rank}.pt")
+    mine = torch.tensor([1, rank])
+    assert over_ranks(mine).tolist() == [2, 1] and mine.tolist() == [1, rank]
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -113,6 +113,10 @@ def test_adaptive_entropy_bonus__code():
     assert adapt_entropy_bonus(0.999, 0.2) == (1.0, 1.0)
 
 
+def test_limit_of_k1_has_two_sides():
+    assert kl_estimate(f64(-30, 30), f64(0, 0), estimator="k1", limit=10).tolist() == [-10, 10]
+
+
 # ---- the gradients that the module promises, for any categorical
 
 logit = st.floats(-2, 2)
@@ -143,6 +147,13 @@ def test_gradients_against_finite_differences():
     logits, ref = torch.randn(4, 3, dtype=torch.float64).requires_grad_(), torch.randn(4, 3, dtype=torch.float64)
     assert gradcheck(entropy, logits)
     assert gradcheck(lambda x: categorical_kl(x, ref), logits)
+
+
+def test_the_reference_carries_no_gradient():
+    ref = torch.zeros(2, requires_grad=True)
+    for gradient_of in ("own", "k2"):
+        assert not kl_estimate(torch.zeros(2), ref, gradient=gradient_of).requires_grad  # type: ignore[arg-type]
+    assert not categorical_kl(torch.zeros(2), ref).requires_grad
 
 
 def test_k3_of_nearly_equal_policies_survives_float32():
