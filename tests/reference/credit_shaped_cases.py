@@ -105,6 +105,7 @@ ADVANTAGE_CASES: Cases = {
             [["a", "b"], ["b", "c"]], solutions=[["a", "b", "c"], ["a", "b", "d"], ["x", "a", "b"]], sizes=(2,), top=0.5
         ),
         case([], solutions=[["a", "b", "a", "b"], ["a", "b", "c"]], sizes=(2,), top=0.3, max_repetition=1.0),
+        case([["a", "b"]], solutions=[["a", "b"], ["a", "b", "c"]], sizes=(2,), top=0.5, max_repetition=1.0),
     ],
     "match_grams": [
         case([False, True, True, True, True], tokens=[1, 2, 1, 2, 3], grams=[[1, 2, 3], [2, 1]]),
@@ -342,7 +343,11 @@ REWARD_CASES: Cases = {
         case(2.0, n=0, b=64, correct=True, l_max=96, alpha=1 / 32, form="code"),
         case(1.0, n=0, b=48, correct=True, l_max=96, alpha=1 / 16, form="code"),
     ],
-    "tail_entropy": [case(1.0397207708, probs=[0.5, 0.25]), case(0.6931471806, probs=[0.5, 0.25], tail=False)],
+    "tail_entropy": [
+        case(1.0397207708, probs=[0.5, 0.25]),
+        case(0.6931471806, probs=[0.5, 0.0]),
+        case(0.6931471806, probs=[0.5, 0.25], tail=False),
+    ],
     "ares_windows": [
         case([2.5, 3.5, 3.0, 3.0], entropies=[1.0, 2.0, 3.0, 4.0], w=2),
         case([], entropies=[1.0, 2.0], w=2),
@@ -412,6 +417,7 @@ REWARD_CASES: Cases = {
         case(0.0, blocks=[1, 0]),
         case(0.5, blocks=[1, 0], mode="mean"),
         case(1.0, blocks=[]),
+        case(1.0, blocks=[], mode="mean"),
         case(1.0, blocks=[1, 1]),
     ],
     "thor_restarts": [
