@@ -81,29 +81,6 @@ def test_nothing_divides_by_zero__code():
         assert weights(Spans([0]), mode).shape == (0,)
 
 
-# ---- a padded matrix, as the sources write it
-
-
-def padded_loss(batch: Batch, loss: Tensor, where: Tensor, mode: Mode, empty: str) -> float:
-    rows = [[float(loss[i]) for i in members if where[i]] for members in batch.members()]
-    kept = rows if empty == "counted" else [row for row in rows if row]
-    tokens, count = max(sum(map(len, rows)), 1), max(len(kept), 1)
-    return {
-        "token-sum": sum(map(sum, rows)),
-        "token-mean": sum(map(sum, rows)) / tokens,
-        "seq-mean-token-sum": sum(map(sum, kept)) / count,
-        "seq-mean-token-sum-norm": sum(map(sum, kept)) / count / 4,
-        "seq-mean-token-mean": sum(sum(row) / max(len(row), 1) for row in kept) / count,
-    }[mode]
-
-
-@given(batches(), every_mode, st.sampled_from(["excluded", "counted"]), st.sampled_from([0.0, 0.3, 1.0]))
-def test_modes_agree_with_a_loop(batch: Batch, mode: Mode, empty, share: float):
-    loss, where = batch.normal(1), batch.mask(2, share)
-    total = float((weights(batch.sequences, mode, where=where, empty=empty) * loss).sum())
-    assert total == pytest.approx(padded_loss(batch, loss, where, mode, empty), abs=1e-12)
-
-
 # ---- one gradient for every split
 
 

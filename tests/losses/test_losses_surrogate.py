@@ -176,44 +176,7 @@ def test_clipped_items_have_no_gradient_and_are_counted():
     assert float(one["clip_low"]) == 1 and "clip_dual" not in one
 
 
-# ---- naive loops
-
-
-def naive_clip(d: float, a: float, low: float, high: float, dual: float | None, delta: float | None) -> float:
-    r = math.exp(d)
-    clipped = min(max(r, 1 - low), 1 + high)
-    loss = -min((r if delta is None else min(r, delta)) * a, clipped * a)
-    return min(loss, -dual * a) if dual is not None and a < 0 else loss
-
-
-@given(
-    batches(),
-    st.floats(0, 1),
-    st.floats(0, 2),
-    st.none() | st.floats(1.1, 4),
-    st.none() | st.floats(1.1, 4),
-)
-def test_ppo_clip_agrees_with_a_loop(batch, low, high, dual, delta):
-    d, a = batch.normal(1), batch.normal(2)
-    loss = ppo_clip(d, a, low=low, high=high, dual=dual, delta=delta)
-    expected = [naive_clip(x, y, low, high, dual, delta) for x, y in zip(d.tolist(), a.tolist(), strict=True)]
-    assert_close(loss, f64(*expected))
-    single = ppo_clip(d.float(), a.float(), low=low, high=high, dual=dual, delta=delta)
-    assert single.dtype == torch.float32
-    assert_close(single, loss.float(), atol=1e-5, rtol=1e-4)
-
-
-@given(batches())
-def test_gspo_agrees_with_a_loop(batch: Batch):
-    d, a, where = batch.normal(1, 0.5), batch.normal(2), batch.mask(3)
-    loss = gspo(batch.sequences, d, a, low=0.1, high=0.3, where=where)
-    expected = [0.0] * len(d)
-    for members in batch.members():
-        used = [i for i in members if where[i]]
-        log_s = sum(float(d[i]) for i in used) / max(len(used), 1)
-        for i in members:
-            expected[i] = naive_clip(log_s, float(a[i]), 0.1, 0.3, None, None)
-    assert_close(loss, f64(*expected))
+# ---- limits
 
 
 def test_gspo_ratio_is_limited__code():
