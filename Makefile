@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing torch and numpy (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	@echo "installing echelon with its control and development extras (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[control,dev]"
+	@echo "installing echelon with its control, trl and development extras (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[control,trl,dev]"
 	@touch $@
 
 demo: $(INSTALLED)  ## make data, train OTA against a flat baseline, write a report with pictures
