@@ -64,7 +64,7 @@ def hae(
     """
     segments, nested = tree["segment"], tree.within("segment", "episode")
     finite("episode", tree["episode"], reward=reward, low_value=low_value)
-    start_value = high_value[segments.starts]
+    start_value = high_value.index_select(0, segments.starts)
     finite("episode", nested, high_value=start_value)
     low_final, high_final = _final_values(
         tree, low_value, start_value, terminated, final_low_value, final_high_value, truncation
