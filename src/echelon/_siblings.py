@@ -50,7 +50,7 @@ def rank(spans: Spans, y: Tensor, use: Tensor) -> Tensor:
 
 def quantile(spans: Spans, y: Tensor, use: Tensor, q: float) -> Tensor:
     order, top = _ascending(spans, y, use), (spans.reduce(use) - 1).clamp(min=0)
-    place = top * q
+    place = top.to(y.dtype) * q
     below = place.floor().long()
     low, high = (y[order[spans.offsets[:-1] + k]] for k in (below, torch.minimum(below + 1, top)))
     return spans.expand(torch.lerp(low, high, (place - below).to(y.dtype)))

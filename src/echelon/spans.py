@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from echelon import _siblings
 from echelon._recurrence import recurrence, window_sums
+from echelon._sorting import stable_argsort
 from echelon.errors import EchelonError
 
 Reduction = Literal["sum", "mean", "max", "min", "first", "last", "count"]
@@ -91,14 +92,12 @@ class Spans:
         keys = tuple(_integers(key, "key") for key in keys)
         if not keys or any(len(key) != len(keys[0]) for key in keys):
             raise SpanError(f"by_key needs keys of one length, got lengths {[len(key) for key in keys]}")
-        order = torch.arange(len(keys[0]), device=keys[0].device)
-        for key in reversed(keys):
-            order = order[torch.argsort(key[order], stable=True)]
+        order = stable_argsort(*keys)
         groups = cls.from_starts(_changes(*[key[order] for key in keys]))
-        leader = torch.empty_like(order)
-        leader[order] = groups.expand(order[groups.starts])  # the first member of each item's group
-        order = torch.argsort(leader, stable=True)
-        return cls(cls.from_starts(_changes(leader[order])).offsets, order)
+        groups, slots = groups.take(torch.argsort(order[groups.offsets[:-1]]))  # in the sequence of their first items
+        order, keyed = order[slots], cls(groups.offsets)
+        keyed.order = None if torch.equal(order, torch.arange(len(order), device=order.device)) else order
+        return keyed
 
     def meet(self, *others: Spans) -> Spans:
         """The coarsest common refinement: items share a span iff they do in every partition.

@@ -11,12 +11,13 @@ Statistics are explicit since sources differ: papers write ddof 0, TRL and verl 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from echelon.credit.credit import Credit, finite, sum_of
+from echelon.errors import unknown
 from echelon.spans import Spans
 
 Singleton = Literal["zero", "raw"]
@@ -45,15 +46,24 @@ def normalise(
     x: Tensor,
     *,
     where: Tensor | None = None,
-    weight: Tensor | None = None,
     ddof: int = 1,
     eps: float = 1e-6,
     singleton: Singleton = "zero",
 ) -> Tensor:
-    """(x - mean) / (std + eps) among the items of each span, [N, ...] → the same; 0 where all are equal."""
-    scale = groups.siblings(x, "std", where=where, weight=weight, ddof=ddof, eps=eps)
-    centred = x - baseline(groups, x, where=where, weight=weight, singleton=singleton)
-    return centred / torch.where(scale > 0, scale, 1)
+    """(x - mean) / (std + eps) among the items of each span, [N] → [N]; 0 where all are equal, and where unknown."""
+    if singleton not in get_args(Singleton):
+        raise unknown("singleton rule", singleton, get_args(Singleton))
+    use = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    count = groups.reduce(use)
+    largest = groups.expand(groups.reduce(torch.where(use, x, -torch.inf), "max"))
+    offset = torch.where(use, x - largest, 0)  # as in `baseline`
+    centred = torch.where(use, offset - groups.expand(groups.reduce(offset) / count.clamp(min=1)), 0)
+    std = (groups.reduce(centred**2) / (count - ddof).clamp(min=1)).sqrt()
+    scale = torch.where((count > 1) & (count > ddof), std, 1) + eps
+    out = centred / groups.expand(torch.where(scale > 0, scale, 1))
+    if singleton == "raw":
+        out = torch.where(use & groups.expand(count == 1), x / (1 + eps), out)
+    return out
 
 
 def whiten(

@@ -41,10 +41,6 @@ def step_groups(tree: SpanTree, *, state: Tensor) -> Spans:
         raise DataError(
             f"state must be {tree.size} int keys, one a turn, got {state.dtype} of shape {tuple(state.shape)}"
         )
-    low, high = (int(bound) for bound in state.aminmax()) if len(state) else (0, 0)
-    keys = high - low + 1
-    if keys * group.n < 2**63:  # one sort less than two keys take
-        return Spans.by_key(group.ids * keys + (state.long() - low))
     return Spans.by_key(group.ids, state)
 
 
