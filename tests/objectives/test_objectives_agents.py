@@ -295,6 +295,13 @@ def test_shop_r1__paper() -> None:
     assert shopped("{", CART) == 0.0
 
 
+def test_similar_texts_count_above_the_threshold_alone__paper() -> None:
+    recorded, near = CART | {"name": "a b c d"}, output(type="click", name="a b c x")
+    assert rouge_l("a b c x", "a b c d") == 0.75
+    assert shopped(near, recorded) == pytest.approx(1.0)
+    assert shopped(near, recorded, threshold=0.74, dars=2.0) == pytest.approx(2.5)
+
+
 def test_self_certainty__paper() -> None:
     probs = doubles([0.7, 0.1, 0.1, 0.1], [0.25] * 4)
     one_row, both = Spans.from_lengths([1, 1]), Spans.from_lengths([2])

@@ -66,7 +66,7 @@ _CONSOLATION = (0.6, 0.8, 1.0)  # of the bonus of a wrong answer
 
 
 def exploration_reward(*, count: Tensor, correct: Tensor, difficulty: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
-    """ARES's entropy term E, to be added to the accuracy, [N]. D = triggers - due, M = max(1, f · max(due, 1)):
+    """ARES's entropy term E, to be added to the accuracy, [N]. D = triggers - due, M = max(1, f · due):
 
         right, easy or medium: -cap · min(1, Huber(x - M) / (M + κ)),    x = D if easy, |D| if medium
         right, hard: cap · σ((D + M) / τ) if D ≥ -M, else -cap · min(1, .5 · Huber(-D - M) / (M + κ))
@@ -82,7 +82,7 @@ def exploration_reward(*, count: Tensor, correct: Tensor, difficulty: Tensor, ta
         for row in (_MARGIN, _KNEE, _SLOPE, _CAP, _CONSOLATION)
     )
     cap, due = cap * alpha[difficulty], target[difficulty].to(alpha.dtype)
-    margin = (margin_factor * due.clamp(min=1)).clamp(min=1)
+    margin = (margin_factor * due).clamp(min=1)
     excess = count - due
 
     def taxed(x: Tensor, factor: float = 1.0) -> Tensor:
