@@ -94,7 +94,7 @@ class TwoLevel:
         }
 
     def scores(self, turns: Turns) -> dict[str, tuple[Tensor, Tensor]]:
-        """∇ log π of each level by turn: (row of its logits as a matrix, int64 [N]; the gradient in that row, [N, ·])."""
+        """∇ log π of each level by turn: (row of its logits as a matrix, int64 [N]; gradient in that row [N, ·])."""
         options, p = self.high.shape[1], self.switch.detach().sigmoid()[turns.state, turns.held]
         later = (turns.turn > 0).double()
         high = F.one_hot(turns.option, options) - self.high.detach().softmax(-1)[turns.state]
