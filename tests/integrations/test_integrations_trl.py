@@ -13,6 +13,7 @@ import torch
 from tiny_trl import PROMPTS, generate, outcome, record, rollout
 from torch import Tensor
 
+from echelon.credit.credit import Credit
 from echelon.credit.groups import batch_std, dr_grpo, gdpo, grpo, rloo
 from echelon.errors import DataError, MissingExtra, UsageError
 from echelon.integrations import trl as integration
@@ -26,13 +27,13 @@ from echelon.integrations.trl import CreditGRPOTrainer, CreditMixin  # noqa: E40
 Build = Callable[..., Any]
 
 
-def brightness(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-    """A reward of the tokens, unknown for some completions."""
-    return [None if ids[0] % 5 == 0 else sum(ids) / len(ids) / 100 for ids in completion_ids]
+def remainder(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+    """A reward of the tokens, unknown for some completions; in eighths, so that float32 has nothing to round in it."""
+    return [None if ids[0] % 5 == 0 else sum(ids) % 17 / 8 for ids in completion_ids]
 
 
 def sometimes(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-    return [None if ids[0] % 5 < 2 else ids[-1] / 100 for ids in completion_ids]
+    return [None if ids[0] % 5 < 2 else ids[-1] % 7 / 4 for ids in completion_ids]
 
 
 def trl_grpo(batch: Batch) -> Any:
@@ -41,8 +42,8 @@ def trl_grpo(batch: Batch) -> Any:
 
 def test_advantages_and_losses_are_trls_own(build: Build) -> None:
     options = {"num_iterations": 2, "beta": 0.04, "max_steps": 6}
-    theirs, expected = record(build(trl.GRPOTrainer, options, reward_funcs=brightness))
-    trainer = build(CreditGRPOTrainer, options, reward_funcs=brightness, credit=trl_grpo)
+    theirs, expected = record(build(trl.GRPOTrainer, options, reward_funcs=remainder))
+    trainer = build(CreditGRPOTrainer, options, reward_funcs=remainder, credit=trl_grpo)
     ours, advantages = record(trainer)
     assert len(ours) == 6 and ours[2:4] != ours[:2]  # the second pass over one generation is off policy
     for mine, yours in zip(advantages, expected, strict=True):
@@ -83,7 +84,7 @@ def test_other_scalings_of_trl(
         return output
 
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_and_score_completions", spied)
-    funcs = [lambda completion_ids, **_: [sum(ids) / 1000 for ids in completion_ids], sometimes]
+    funcs = [lambda completion_ids, **_: [sum(ids) % 11 / 8 for ids in completion_ids], sometimes]
     trainer = build(CreditGRPOTrainer, options, reward_funcs=funcs, credit=rule)
     ours = generate(trainer)["advantages"]
     torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=0)
@@ -167,12 +168,12 @@ def test_completions_that_trl_masks_keep_their_turns(build: Build) -> None:
 
 
 def test_weights_multiply_advantages(build: Build) -> None:
-    def rule(batch: Batch) -> Any:
-        return grpo(batch.groups, reward=batch.reward, where=batch.reward < 2)
+    def rule(batch: Batch) -> Credit:
+        return Credit(batch.reward + 1, weight=batch.column("value", "turn")[batch.episodes.starts])
 
     trainer = build(CreditGRPOTrainer, credit=rule, rollout_func=rollout, reward_funcs=outcome)
     advantages = generate(trainer)["advantages"]
-    assert (advantages[[2, 5]] == 0).all() and (advantages[[0, 1]] != 0).all()
+    torch.testing.assert_close(advantages, torch.tensor([0, 0.2, 0.6, 0.3, 0.8, 1.5, 0.6, 1.4]))
 
 
 def test_evaluation_uses_the_rule_too(build: Build) -> None:
@@ -181,11 +182,12 @@ def test_evaluation_uses_the_rule_too(build: Build) -> None:
         CreditGRPOTrainer,
         {"num_generations_eval": 2, "per_device_eval_batch_size": 4},
         credit=lambda batch: groups.append(batch.groups.lengths.tolist()) or trl_grpo(batch),
-        reward_funcs=brightness,
+        reward_funcs=remainder,
         eval_dataset=Dataset.from_list(PROMPTS[:2]),
     )
     metrics = trainer.evaluate()
     assert groups == [[2, 2]] and metrics["eval_credit/group"] >= 0
+    assert len(trainer._logs["advantages"]) == len(trainer._logs["prompt"]) == 4
 
 
 def test_reward_functions_of_one_name_stay_apart(build: Build) -> None:

@@ -110,7 +110,7 @@ def test_what_a_rule_sees() -> None:
     def rule(batch: Batch) -> Credit:
         seen.append(batch)
         column = batch.column("token_reward", "token")
-        return Credit(column, {"value": column + 1})
+        return Credit(column, {"value": column + 1}, weight=torch.full_like(column, 0.5))
 
     scores = SCORES.clone()
     scores[2, 2] = 4.0  # verl scores the response's last position, though a tool may have written it
@@ -120,7 +120,7 @@ def test_what_a_rule_sees() -> None:
     assert batch.turns.lengths.tolist() == [3, 2, 1, 3, 4]
     assert batch.groups.n == 4 and batch.reward.tolist() == [1, 0, 6, 1]
     assert batch.column("reward_baseline").tolist() == [0, 1, 2, 3]
-    assert torch.equal(advantages, scores * MASK) and torch.equal(returns, (scores + 1) * MASK)
+    assert torch.equal(advantages, scores * MASK / 2) and torch.equal(returns, (scores + 1) * MASK)
 
 
 def test_a_row_without_any_token_of_the_policy() -> None:

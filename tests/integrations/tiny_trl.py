@@ -135,13 +135,19 @@ def main() -> None:
     folder = Path(sys.argv[1]) / os.environ["RANK"]
     tokenizer = make_tokenizer()
     counts: list[tuple[int, float]] = []
+
+    def own_rollout(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        made = rollout(prompts, trainer)
+        rank = trainer.accelerator.process_index
+        return made | {"completion_ids": [[(x + 100 * rank) % 250 for x in ids] for ids in made["completion_ids"]]}
+
     trainer = CreditGRPOTrainer(
         model=save_model(folder, tokenizer),
         args=arguments(folder, per_device_train_batch_size=2),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(PROMPTS),
         reward_funcs=outcome,
-        rollout_func=rollout,
+        rollout_func=own_rollout,
         credit=lambda batch: (
             counts.append((batch.tokens.n, batch.reward.sum().item())) or batch.column("completion_ids", "token")
         ),
