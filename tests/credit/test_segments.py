@@ -17,14 +17,13 @@ from echelon.credit.credit import Credit, spread
 from echelon.credit.returns import gae
 from echelon.credit.segments import (
     boundaries,
-    copy_penalty,
     hae,
-    keep_penalty,
     normalise_levels,
     switch_difference,
     switch_return,
 )
 from echelon.errors import DataError
+from echelon.objectives.turns import copy_penalty, keep_penalty
 from echelon.spans import Spans, SpanTree
 
 Groups = list[list[dict[str, Any]]]

@@ -238,7 +238,7 @@ def worldrft(groups: Any, ddof: int = 0, eps: float = 0.0) -> Any:
 
 
 def tail_entropy(probs: list[float], tail: bool = True) -> float:
-    return tokens.top_entropy(doubles(probs).log()[None], rest="one" if tail else "none").item()
+    return tokens.partial_entropy(doubles(probs).log()[None], rest="one" if tail else "none").item()
 
 
 def ares_threshold(rollouts: Rows, previous: float | None = None, w: int = 4) -> float | None:

@@ -30,8 +30,8 @@ from echelon.credit.tokens import (
     hicra,
     hicra_code,
     high_entropy,
+    partial_entropy,
     semantic_entropy,
-    top_entropy,
     trigger_counts,
 )
 from echelon.errors import DataError
@@ -145,11 +145,11 @@ def packed(forest: Forest) -> SpanTree:
 
 def test_ares_entropy_of_kept_probabilities__code() -> None:
     log_prob = doubles(0.6, 0.3).log()[None]
-    close(top_entropy(log_prob), 0.897946)
-    close(top_entropy(log_prob, rest="none"), -0.6 * math.log(0.6) - 0.3 * math.log(0.3))
+    close(partial_entropy(log_prob), 0.897946)
+    close(partial_entropy(log_prob, rest="none"), -0.6 * math.log(0.6) - 0.3 * math.log(0.3))
     whole = doubles(0.5, 0.25, 0.25, 0).log()[None]
-    close(top_entropy(whole), 1.5 * math.log(2))
-    assert torch.isfinite(top_entropy(torch.full((1, 2), -0.1))).all()  # rounding may carry the sum above one
+    close(partial_entropy(whole), 1.5 * math.log(2))
+    assert torch.isfinite(partial_entropy(torch.full((1, 2), -0.1))).all()  # rounding may carry the sum above one
 
 
 def test_ares_window_after_a_word__code() -> None:

@@ -79,6 +79,21 @@ def sum_of(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(tuple(terms.values())).sum(0)
 
 
+def known(name: str, column: Tensor, unit: str, spans: Spans | None, where: Tensor | None) -> Tensor:
+    """The column [N] as real numbers, 0 where it is unknown (`where` false), checked by `finite`."""
+    column = column if where is None else torch.where(where, column, 0)
+    finite(unit, spans, **{name: column})
+    return column if column.is_floating_point() else column.to(torch.get_default_dtype())
+
+
+def total(terms: Mapping[str, Tensor], where: Tensor | None = None) -> Credit:
+    """The credit that these terms sum to; advantage and weight are 0 outside `where`, bool [N]."""
+    if where is not None:
+        terms = {name: torch.where(where, column, 0) for name, column in terms.items()}
+    advantage = sum_of(terms)
+    return Credit(advantage, weight=torch.ones_like(advantage) if where is None else where, terms=terms)
+
+
 def finite(unit: str, spans: Spans | None, **columns: Tensor) -> None:
     """Raise a DataError at the first NaN or infinite entry of a column [N, ...], naming its unit: its span, or itself.
 

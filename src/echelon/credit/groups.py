@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from echelon.credit.credit import Credit, finite, sum_of
+from echelon.credit.credit import Credit, finite, known, sum_of, total
 from echelon.errors import unknown
 from echelon.spans import Spans
 
@@ -75,13 +75,17 @@ def whiten(
     eps: float = 0.0,
     var_eps: float = 1e-8,
 ) -> Tensor:
-    """(x - mean) / (sqrt(var + var_eps) + eps) over all items of the batch, [N] → [N]. verl: ddof 1, var_eps 1e-8."""
+    """(x - mean) / (sqrt(var + var_eps) + eps) over the batch, [N] → [N]; 0 outside `where`. Defaults: verl.
+
+    weight: [N], counts an item that many times.
+    """
     if not len(x):
         return x
-    use = torch.ones_like(x) if where is None else where.to(x.dtype)
-    count = use if weight is None else use * weight
-    x = x - torch.where(use > 0, x, -torch.inf).amax()  # as in `baseline`
-    centred = x - (count * x).sum() / count.sum()
+    use = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    count = use.to(x.dtype) if weight is None else torch.where(use, weight, 0).to(x.dtype)
+    size = count.sum()
+    offset = torch.where(use, x - torch.where(use, x, -torch.inf).amax(), 0)  # as in `baseline`
+    centred = torch.where(use, offset - (count * offset).sum() / torch.where(size > 0, size, 1), 0)
     scale = _deviation(centred, count, ddof, var_eps) + eps
     return centred / torch.where(scale > 0, scale, 1)
 
@@ -92,8 +96,8 @@ def reinforce(*, reward: Tensor, baseline: float | Tensor = 0.0, where: Tensor |
     Unbiased whenever b does not depend on the item's own actions: a value, a running mean, the mean of others.
     Needs nothing. Highest variance with b = 0. Source: Williams 1992.
     """
-    reward = _known(reward, where)
-    return _credit({"reward": reward, "baseline": -torch.as_tensor(baseline).to(reward).expand_as(reward)}, where)
+    reward = known("reward", reward, "completion", None, where)
+    return total({"reward": reward, "baseline": -torch.as_tensor(baseline).to(reward).expand_as(reward)}, where)
 
 
 def rloo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleton: Singleton = "zero") -> Credit:
@@ -102,9 +106,9 @@ def rloo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleto
     Shapes: reward [N]. Needs groups of at least two. Unbiased. Source: arXiv 2402.14740; Kool et al. 2019. Released
     code: TRL's RLOOTrainer also folds the KL penalty into R; verl passes a single sample's raw reward ("raw").
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     others = baseline(groups, reward, "loo_mean", where=where, singleton=singleton)
-    return _credit({"reward": reward, "baseline": -others}, where)
+    return total({"reward": reward, "baseline": -others}, where)
 
 
 def grpo(
@@ -123,9 +127,9 @@ def grpo(
     answers nearly vanishes. Source: arXiv 2402.03300 (population std). Released code: TRL ddof 1, eps 1e-4, "zero";
     verl ddof 1, eps 1e-6, "raw".
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     group = normalise(groups, reward, where=where, ddof=ddof, eps=eps, singleton=singleton)
-    return _credit({"group": group}, where)
+    return total({"group": group}, where)
 
 
 def dr_grpo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singleton: Singleton = "zero") -> Credit:
@@ -134,9 +138,9 @@ def dr_grpo(groups: Spans, *, reward: Tensor, where: Tensor | None = None, singl
     Shapes: reward [N]. Needs groups of at least two. Unbiased up to the factor (G-1)/G, one for all groups of size G.
     Source: arXiv 2503.20783; its loss divides by a constant length as well (losses: seq-mean-token-sum-norm).
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     mean = baseline(groups, reward, where=where, singleton=singleton)
-    return _credit({"reward": reward, "baseline": -mean}, where)
+    return total({"reward": reward, "baseline": -mean}, where)
 
 
 def batch_std(
@@ -147,10 +151,10 @@ def batch_std(
     Shapes: reward [N]. Needs groups. One scale for all prompts, so that easy and hard ones keep their relative weight.
     Source: "lite PPO", arXiv 2508.08221; TRL: scale_rewards="batch", eps 1e-4.
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     count = torch.ones_like(reward) if where is None else where.to(reward.dtype)
     scale = _deviation(reward - (count * reward).sum() / count.sum(), count, ddof) + eps
-    return _credit({"group": (reward - baseline(groups, reward, where=where)) / scale}, where)
+    return total({"group": (reward - baseline(groups, reward, where=where)) / scale}, where)
 
 
 def opo(
@@ -162,9 +166,9 @@ def opo(
     the squared gradient norm grows with length; like every mean that includes the item, scaled by less than one.
     Source: arXiv 2505.23585.
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     mean = baseline(groups, reward, where=where, weight=length.to(reward.dtype), singleton=singleton)
-    return _credit({"reward": reward, "baseline": -mean}, where)
+    return total({"reward": reward, "baseline": -mean}, where)
 
 
 def pass_at_k(
@@ -175,14 +179,14 @@ def pass_at_k(
     Shapes: reward [N]. Needs groups of at least two; of equal bests the margin is 0. eps None leaves the std out: the
     gradient is then an unbiased one of the group's expected maximum. Source: arXiv 2503.19595; verl's grpo_passk.
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     use = torch.ones_like(reward, dtype=torch.bool) if where is None else where
     best = groups.siblings(reward, "rank", where=where) == groups.expand(groups.reduce(use)) - 1
     second = groups.siblings(reward, "max", where=use & ~best, singleton="zero")
     margin = torch.where(best & use, reward - second, 0)
     if eps is not None:
         margin = margin / groups.siblings(reward, "std", where=where, ddof=ddof, eps=eps)
-    return _credit({"margin": margin}, where)
+    return total({"margin": margin}, where)
 
 
 def reinforce_pp(
@@ -219,10 +223,10 @@ def reinforce_pp_baseline(
     groups. Biased as `grpo`, with one scale for the whole batch. Source: arXiv 2501.03262; verl's
     reinforce_plus_plus_baseline ("raw").
     """
-    reward = _known(reward, where)
+    reward = known("reward", reward, "completion", None, where)
     centred = reward - baseline(groups, reward, where=where, singleton=singleton)
     tokens = length.to(reward.dtype)
-    return _credit({"group": whiten(centred, where=where, weight=tokens, ddof=ddof, var_eps=var_eps)}, where)
+    return total({"group": whiten(centred, where=where, weight=tokens, ddof=ddof, var_eps=var_eps)}, where)
 
 
 def gdpo(
@@ -248,31 +252,17 @@ def gdpo(
     """
     parts = {}
     for name, reward in rewards.items():
-        known = None if where is None else where.get(name)
-        normal = normalise(groups, _known(reward, known), where=known, ddof=ddof, eps=eps, singleton=singleton)
-        parts[name] = (1.0 if weights is None else weights[name]) * (normal if known is None else normal * known)
-    total = sum_of(parts)
-    tokens = None if length is None else length.to(total.dtype)
+        use = None if where is None else where.get(name)
+        reward = known(name, reward, "completion", None, use)
+        normal = normalise(groups, reward, where=use, ddof=ddof, eps=eps, singleton=singleton)
+        parts[name] = (1.0 if weights is None else weights[name]) * normal
+    summed = sum_of(parts)
+    tokens = None if length is None else length.to(summed.dtype)
     std_eps = eps if length is None else 0.0
-    return Credit(whiten(total, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps))
+    return Credit(whiten(summed, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps))
 
 
 def _deviation(centred: Tensor, count: Tensor, ddof: int, var_eps: float = 0.0) -> Tensor:
     """0-d: the root of the variance of all items, each counted so many times; 1 where there are not more than ddof."""
     freedom = count.sum() - ddof
     return torch.where(freedom > 0, ((count * centred**2).sum() / freedom.clamp(min=1e-9) + var_eps).sqrt(), 1)
-
-
-def _known(reward: Tensor, where: Tensor | None) -> Tensor:
-    """The rewards with 0 for the unknown ones, checked."""
-    known = reward if where is None else torch.where(where, reward, 0)
-    finite("completion", None, reward=known)
-    return known if known.is_floating_point() else known.to(torch.get_default_dtype())
-
-
-def _credit(terms: Mapping[str, Tensor], where: Tensor | None) -> Credit:
-    """The credit of these terms, 0 where the reward is unknown."""
-    if where is not None:
-        terms = {name: torch.where(where, column, 0) for name, column in terms.items()}
-    advantage = sum_of(terms)
-    return Credit(advantage, weight=torch.ones_like(advantage) if where is None else where, terms=terms)

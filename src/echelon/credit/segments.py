@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from echelon.credit.credit import Credit, finite
+from echelon.credit.groups import whiten
 from echelon.credit.returns import discounted_return, gae, smdp_return
 from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
@@ -124,41 +125,10 @@ def normalise_levels(
     out = {}
     for level, credit in credits.items():
         use = credit.weight > 0 if owns is None or level not in owns else (credit.weight > 0) & owns[level]
-        advantage, weight = _standardise(credit.advantage, use, eps), torch.where(use, credit.weight, 0)
+        advantage = whiten(credit.advantage, where=use, ddof=0, eps=eps, var_eps=0.0)
+        weight = torch.where(use, credit.weight, 0)
         out[level] = Credit(advantage, credit.target, weight)
     return out
-
-
-def keep_penalty(
-    episodes: Spans,
-    *,
-    reward: Tensor,
-    switch: Tensor,
-    penalty: float = -0.3,
-    scale: Literal["fixed", "normalized"] = "normalized",
-) -> Tensor:
-    """The rewards, [N], with a penalty on every turn that keeps its subgoal, against never switching.
-
-    reward, switch (bool): [N]. "fixed": the penalty at each KEEP; "normalized": penalty / T in an episode of T turns,
-    which so loses penalty · (share of KEEPs), and nothing if it has one turn. Source: the released code of arXiv
-    2602.16165, which also charges a first turn that says KEEP.
-    """
-    keep = (~switch).to(reward.dtype)
-    if scale == "normalized":
-        length = episodes.expand(episodes.lengths)
-        keep = torch.where(length > 1, keep / length, 0)
-    return reward + penalty * keep
-
-
-def copy_penalty(episodes: Spans, *, reward: Tensor, switch: Tensor, subgoal: Tensor, penalty: float = -0.3) -> Tensor:
-    """The rewards, [N], with a penalty on every turn that says KEEP but words another subgoal than the turn before.
-
-    reward, switch (bool): [N]; subgoal: int [N], equal for equal texts, negative where there is none, which is never
-    charged. Source: the released code of arXiv 2602.16165.
-    """
-    before = episodes.shift(subgoal, -1, -1)
-    changed = ~switch & (subgoal != before) & (subgoal >= 0) & (before >= 0)
-    return reward + penalty * changed.to(reward.dtype)
 
 
 def _final_values(
@@ -191,17 +161,6 @@ def _final_values(
     low, high = (torch.where(terminated, 0, value) for value in (final_low, final_high))
     finite("episode", None, final_low_value=low, final_high_value=high)
     return low, high
-
-
-def _standardise(x: Tensor, use: Tensor, eps: float) -> Tensor:
-    """(x - mean) / (population std + eps) of the entries in use, 0 elsewhere: `whiten` in a quarter of its passes."""
-    if len(x) == 0:
-        return x
-    # relative to one of them, since the rounding error of a mean of equal entries would be divided by a tiny eps
-    x = torch.where(use, x - torch.where(use, x, -torch.inf).amax(), 0)
-    count = use.sum().clamp(min=1)
-    centred = torch.where(use, x - x.sum() / count, 0)
-    return centred / ((centred.square().sum() / count).sqrt() + eps)
 
 
 def _at(segments: Spans, credit: Credit) -> Credit:

@@ -94,7 +94,7 @@ def semantic_entropy(counts: Tensor) -> Tensor:
 EASY, MEDIUM, HARD = 0, 1, 2
 
 
-def top_entropy(log_prob: Tensor, *, rest: Literal["one", "none"] = "one") -> Tensor:
+def partial_entropy(log_prob: Tensor, *, rest: Literal["one", "none"] = "one") -> Tensor:
     """Entropy in nats from the k largest log-probabilities of each token, [N, k] → [N].
 
     rest: what the others weigh, q = 1 - Σ p: as much as "one" token of probability q, -q · ln q, or "none". A lower

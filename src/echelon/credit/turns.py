@@ -12,13 +12,12 @@ Legend: N turns, n episodes, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from echelon.credit.credit import Credit, finite, sum_of
+from echelon.credit.credit import Credit, finite, known, sum_of, total
 from echelon.credit.groups import Singleton, baseline, normalise
 from echelon.credit.returns import gae
 from echelon.errors import DataError, unknown
@@ -74,7 +73,7 @@ def rloo_to_go(tree: SpanTree, *, reward: Tensor, gamma: float = 1.0) -> Credit:
     Source: RLOO (arXiv 2402.14740) at every turn index.
     """
     episode = tree["episode"]
-    reward = _known("reward", reward, episode, None)
+    reward = known("reward", reward, "episode", episode, None)
     to_go = episode.scan(reward, gamma)
     rows = index_groups(tree)
     going = rows.expand(rows.lengths)
@@ -114,16 +113,16 @@ def gigpo(
     is "mean_norm".
     """
     episode = tree["episode"]
-    reward = _known("reward", reward, episode, where)
+    reward = known("reward", reward, "episode", episode, where)
     decay = gamma if where is None else torch.where(where, torch.full_like(reward, gamma), 1)
     score, to_go = episode.expand(episode.reduce(reward)), episode.scan(reward, decay)
     if penalty is not None:
-        penalty = _known("penalty", penalty, episode, where)
+        penalty = known("penalty", penalty, "episode", episode, where)
         score, to_go = score - penalty, to_go - penalty
     steps = state if isinstance(state, Spans) else step_groups(tree, state=state)
     level = _group_level(tree, score, statistics, where=where, ddof=ddof, eps=eps, singleton=singleton)
     step = _centred(steps, to_go, where=where, ddof=ddof, eps=eps)
-    return _credit({"episode": level, "step": omega * step}, where)
+    return total({"episode": level, "step": omega * step}, where)
 
 
 def rlvmr(
@@ -154,12 +153,12 @@ def rlvmr(
     """
     if scope not in get_args(Scope):
         raise unknown("scope", scope, get_args(Scope))
-    score = _known("score", score, tree["episode"], where)
-    meta = _known("meta", meta, tree["episode"], where)
+    score = known("score", score, "episode", tree["episode"], where)
+    meta = known("meta", meta, "episode", tree["episode"], where)
     tags = step_groups(tree, state=tag) if scope == "group" else Spans.by_key(tag)
     level = _centred(tree["group"], score, where=where, ddof=ddof, eps=eps, singleton=singleton)
     step = _centred(tags, meta, where=where, ddof=ddof, eps=eps, singleton=singleton)
-    return _credit({"episode": level, "meta": w * step}, where)
+    return total({"episode": level, "meta": w * step}, where)
 
 
 def information_gain(
@@ -217,7 +216,7 @@ def igpo(
         raise unknown("statistics", statistics, get_args(GainStatistics))
     group, episode, episodes = tree["group"], tree["episode"], tree.within("episode", "group")
     inner = episode.position < episode.expand(episode.lengths) - 1
-    gain = _known("gain", gain, episode, inner)
+    gain = known("gain", gain, "episode", episode, inner)
     finite("episode", None, outcome=outcome)
     if clip is not None:
         gain = gain.clamp(-clip, clip)
@@ -291,21 +290,6 @@ def spa(
 
 
 # ---- shared
-
-
-def _known(name: str, column: Tensor, episodes: Spans, where: Tensor | None) -> Tensor:
-    """The column with 0 where it is unknown, checked, and of a real type."""
-    column = column if where is None else torch.where(where, column, 0)
-    finite("episode", episodes, **{name: column})
-    return column if column.is_floating_point() else column.to(torch.get_default_dtype())
-
-
-def _credit(terms: Mapping[str, Tensor], where: Tensor | None) -> Credit:
-    """The credit of these terms, 0 at turns that are not active."""
-    if where is not None:
-        terms = {name: torch.where(where, column, 0) for name, column in terms.items()}
-    advantage = sum_of(terms)
-    return Credit(advantage, weight=torch.ones_like(advantage) if where is None else where, terms=terms)
 
 
 def _centred(

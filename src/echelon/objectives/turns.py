@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from echelon.credit.segments import copy_penalty, keep_penalty
 from echelon.errors import unknown
 from echelon.spans import Spans
 
@@ -79,6 +78,38 @@ def hiper_reward(
     reward = keep_penalty(episodes, reward=reward, switch=switch, penalty=keep, scale=scale)
     reward = copy_penalty(episodes, reward=reward, switch=switch, subgoal=subgoal, penalty=inconsistent)
     return reward - invalid * (~valid).to(reward.dtype)
+
+
+def keep_penalty(
+    episodes: Spans,
+    *,
+    reward: Tensor,
+    switch: Tensor,
+    penalty: float = -0.3,
+    scale: Literal["fixed", "normalized"] = "normalized",
+) -> Tensor:
+    """The rewards, [N], with a penalty on every turn that keeps its subgoal, against never switching.
+
+    reward, switch (bool): [N]. "fixed": the penalty at each KEEP; "normalized": penalty / T in an episode of T turns,
+    which so loses penalty · (share of KEEPs), and nothing if it has one turn. Source: the released code of arXiv
+    2602.16165, which also charges a first turn that says KEEP.
+    """
+    keep = (~switch).to(reward.dtype)
+    if scale == "normalized":
+        length = episodes.expand(episodes.lengths)
+        keep = torch.where(length > 1, keep / length, 0)
+    return reward + penalty * keep
+
+
+def copy_penalty(episodes: Spans, *, reward: Tensor, switch: Tensor, subgoal: Tensor, penalty: float = -0.3) -> Tensor:
+    """The rewards, [N], with a penalty on every turn that says KEEP but words another subgoal than the turn before.
+
+    reward, switch (bool): [N]; subgoal: int [N], equal for equal texts, negative where there is none, which is never
+    charged. Source: the released code of arXiv 2602.16165.
+    """
+    before = episodes.shift(subgoal, -1, -1)
+    changed = ~switch & (subgoal != before) & (subgoal >= 0) & (before >= 0)
+    return reward + penalty * changed.to(reward.dtype)
 
 
 # ---- MasHost: edits of a team of agents
