@@ -237,3 +237,11 @@ def test_gdpo_ignores_a_reward_where_it_is_unknown__code() -> None:
     summed = grpo(FOUR, reward=a, eps=1e-4).advantage
     summed = summed + grpo(FOUR, reward=b, where=~b.isnan(), eps=1e-4).advantage
     torch.testing.assert_close(credit.advantage, whiten(summed, eps=1e-4, var_eps=0.0))
+
+
+def test_gdpo_leaves_out_samples_that_no_reward_knows__code() -> None:
+    a, b = doubles(1, 0, 0, math.nan), doubles(1, math.nan, 0, math.nan)
+    credit = gdpo(FOUR, rewards={"a": a, "b": b}, where={"a": ~a.isnan(), "b": ~b.isnan()})
+    alone = gdpo(Spans.from_lengths([3]), rewards={"a": a[:3], "b": b[:3]}, where={"b": ~b[:3].isnan()})
+    torch.testing.assert_close(credit.advantage[:3], alone.advantage)
+    assert credit.advantage[3] == 0 and credit.weight.tolist() == [1, 1, 1, 0]
