@@ -246,9 +246,10 @@ def gdpo(
         A_i = whiten(Σ_k w_k · (R_ik - mean_k) / (std_k + eps))
 
     rewards: name → [N]; weights: name → number, default 1; where: name → bool [N], the samples where that reward is
-    known (others count 0 in the sum; those without any leave the batch). length: [N], tokens of each completion: given, the batch is whitened over
-    tokens, as verl does with eps 1e-6, var_eps 1e-8 and "raw"; else over completions, as TRL does with these defaults.
-    Needs groups. Biased as `grpo`. A rare reward keeps its say beside a frequent one. Source: arXiv 2601.05242.
+    known (others count 0 in the sum; those without any leave the batch). length: [N], tokens of each completion: given,
+    the batch is whitened over tokens, as verl does with eps 1e-6, var_eps 1e-8 and "raw"; else over completions, as TRL
+    does with these defaults. Needs groups. Biased as `grpo`. A rare reward keeps its say beside a frequent one.
+    Source: arXiv 2601.05242.
     """
     where = where or {}
     parts = {}
@@ -263,3 +264,9 @@ def gdpo(
     return total(
         {"group": whiten(summed, where=scored, weight=tokens, ddof=ddof, eps=std_eps, var_eps=var_eps)}, scored
     )
+
+
+def _deviation(centred: Tensor, count: Tensor, ddof: int, var_eps: float = 0.0) -> Tensor:
+    """0-d: the root of the variance of all items, each counted so many times; 1 where there are not more than ddof."""
+    freedom = count.sum() - ddof
+    return torch.where(freedom > 0, ((count * centred**2).sum() / freedom.clamp(min=1e-9) + var_eps).sqrt(), 1)
