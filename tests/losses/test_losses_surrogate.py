@@ -50,6 +50,13 @@ def test_ppo_clip_without_dual_and_with__paper():
     assert_close(ppo_clip(log_r, f64(1), dual=3), f64(-1.2))  # it bounds bad advantages only
 
 
+def test_a_delta_inside_the_clip_range_leaves_the_clipped_side_its_gradient__code():
+    log_r = f64(1.6).log().requires_grad_()  # delta holds one product at 1.5, the other is not clipped before 1.75
+    loss = ppo_clip(log_r, f64(-1), high=0.75, delta=1.5)
+    assert_close(loss, f64(1.6))
+    assert_close(gradient(loss.sum(), log_r)[0], f64(1.6))
+
+
 def test_ppo_clip_delta__code():
     assert_close(ppo_clip(f64(5).log(), f64(-1), delta=4), f64(4))
     assert_close(ppo_clip(f64(5).log(), f64(1), delta=4), f64(-1.2))

@@ -50,7 +50,7 @@ def _clipped(r: float, a: float, low: float, high: float, dual: float | None, de
     if free * a <= boxed * a:
         loss, slope = -free * a, -r * a if moves else 0.0
     else:
-        loss, slope = -boxed * a, 0.0  # the box differs from r here, so it is one of its constant ends
+        loss, slope = -boxed * a, -r * a if boxed == r else 0.0  # inside the box only where delta held the other
     if dual is not None and a < 0 and loss > -a * dual:
         loss, slope = -a * dual, 0.0
     return [loss, slope]

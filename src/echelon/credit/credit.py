@@ -62,16 +62,25 @@ def spread(credits: Mapping[str, Credit], spans: Spans, owned: Mapping[str, Tens
     """
     if missing := sorted(set(credits) ^ set(owned)):
         raise DataError(f"credits and owned must name the same levels; only one of them has {', '.join(missing)}")
-    terms: dict[str, Tensor] = {}
-    target: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for level, credit in credits.items():
-        mine, fine = owned[level], credit.expand(spans)
-        weights[level] = torch.where(mine, fine.weight, 0)
-        terms |= {f"{level}.{name}": torch.where(mine, column, 0) for name, column in fine.terms.items()}
-        for head, column in fine.target.items():
-            target[head] = torch.where(mine, column, target.get(head, torch.full_like(column, torch.nan)))
-    return Credit(sum_of(terms), target, sum_of(weights), terms)
+    first = {level: k * spans.n for k, level in enumerate(credits)}  # of each level's part in a column of all levels
+    nobody = len(credits) * spans.n
+    place = torch.full_like(spans.ids, nobody)
+    for level, mine in owned.items():
+        place = torch.where(mine, spans.ids + first[level], place)
+
+    def lay(columns: Mapping[str, Tensor], rest: float = 0.0) -> Tensor:
+        together = next(iter(columns.values())).new_full((nobody + 1,), rest)
+        for level, column in columns.items():
+            together[first[level] : first[level] + spans.n] = column
+        return together.index_select(0, place)
+
+    heads = dict.fromkeys(head for credit in credits.values() for head in credit.target)
+    return Credit(
+        lay({level: credit.advantage for level, credit in credits.items()}),
+        {head: lay({le: c.target[head] for le, c in credits.items() if head in c.target}, torch.nan) for head in heads},
+        lay({level: credit.weight for level, credit in credits.items()}),
+        {f"{level}.{name}": lay({level: term}) for level, c in credits.items() for name, term in c.terms.items()},
+    )
 
 
 def sum_of(terms: Mapping[str, Tensor]) -> Tensor:

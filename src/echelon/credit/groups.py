@@ -81,12 +81,17 @@ def whiten(
     """
     if not len(x):
         return x
+    if where is None and weight is None:
+        offset = x - x[0]  # as in `baseline`
+        centred = offset - offset.mean()
+        scale = _root(centred.square().sum(), torch.full((), float(len(x) - ddof), device=x.device), var_eps) + eps
+        return centred / torch.where(scale > 0, scale, 1)
     use = torch.ones_like(x, dtype=torch.bool) if where is None else where
     count = use.to(x.dtype) if weight is None else torch.where(use, weight, 0).to(x.dtype)
     size = count.sum()
-    offset = torch.where(use, x - torch.where(use, x, -torch.inf).amax(), 0)  # as in `baseline`
+    offset = torch.where(use, x - torch.where(use, x, -torch.inf).amax(), 0)
     centred = torch.where(use, offset - (count * offset).sum() / torch.where(size > 0, size, 1), 0)
-    scale = _deviation(centred, count, ddof, var_eps) + eps
+    scale = _root((count * centred**2).sum(), size - ddof, var_eps) + eps
     return centred / torch.where(scale > 0, scale, 1)
 
 
@@ -153,7 +158,8 @@ def batch_std(
     """
     reward = known("reward", reward, "completion", None, where)
     count = torch.ones_like(reward) if where is None else where.to(reward.dtype)
-    scale = _deviation(reward - (count * reward).sum() / count.sum(), count, ddof) + eps
+    centred = reward - (count * reward).sum() / count.sum()
+    scale = _root((count * centred**2).sum(), count.sum() - ddof) + eps
     return total({"group": (reward - baseline(groups, reward, where=where)) / scale}, where)
 
 
@@ -266,7 +272,6 @@ def gdpo(
     )
 
 
-def _deviation(centred: Tensor, count: Tensor, ddof: int, var_eps: float = 0.0) -> Tensor:
-    """0-d: the root of the variance of all items, each counted so many times; 1 where there are not more than ddof."""
-    freedom = count.sum() - ddof
-    return torch.where(freedom > 0, ((count * centred**2).sum() / freedom.clamp(min=1e-9) + var_eps).sqrt(), 1)
+def _root(squares: Tensor, freedom: Tensor, var_eps: float = 0.0) -> Tensor:
+    """0-d: the standard deviation from the sum of squares about the mean; 1 without a degree of freedom."""
+    return torch.where(freedom > 0, (squares / freedom.clamp(min=1e-9) + var_eps).sqrt(), 1)
