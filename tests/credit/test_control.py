@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
+from checks import doubles
 from forests import columns
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +21,6 @@ from echelon.credit.returns import gae, smdp_target
 from echelon.credit.sets import marginal_gains, subpo
 from echelon.errors import DataError
 from echelon.spans import Spans
-
-
-def doubles(*numbers: Any) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def assert_close(a: Tensor, b: Tensor, atol: float = 5e-7) -> None:

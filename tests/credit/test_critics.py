@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import doubles, same
 from forests import Forest, column, columns, forest_of, forests
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,24 +35,12 @@ from echelon.spans import Spans
 Groups = list[list[dict[str, Any]]]
 
 
-def doubles(*numbers: Any) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def near(actual: Tensor, *expected: float, digits: int = 6) -> None:
     torch.testing.assert_close(actual, doubles(*expected), atol=0.51 * 10.0**-digits, rtol=0)
 
 
 def heads(groups: Groups, *names: str) -> Tensor:
     return torch.stack([column(groups, name) for name in names], -1)
-
-
-def close(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
 
 
 # ---- ArCHer
@@ -150,7 +139,7 @@ FLAT_RULES = ("archer_awr", "archer_iql_kl_loss", "archer_baseline_losses")
 def test_archer_hand_derived_cases__paper(rule: str) -> None:
     compute = archer_turns if rule in TURN_RULES else archer_flat
     for case in ref.CASES[rule]:
-        assert close(compute(rule, **case["inputs"]), case["expected"])
+        assert same(compute(rule, **case["inputs"]), case["expected"])
 
 
 @st.composite
@@ -170,16 +159,16 @@ def batches(draw: st.DrawFn) -> Groups:
 @pytest.mark.parametrize("rule", TURN_RULES)
 @given(groups=batches())
 def test_archer_equals_its_naive_reference(rule: str, groups: Groups) -> None:
-    assert close(archer_turns(rule, groups), getattr(ref, rule)(groups))
+    assert same(archer_turns(rule, groups), getattr(ref, rule)(groups))
 
 
 @given(data=st.data(), size=st.integers(1, 6))
 def test_archer_losses_equal_their_naive_references(data: st.DataObject, size: int) -> None:
     a, log_prob, log_ref = (columns(data.draw, size).tolist() for _ in range(3))
     x: dict[str, Any] = {"advantage": a, "log_prob": log_prob, "log_ref": log_ref, "c": 0.3}
-    assert close(archer_flat("archer_iql_kl_loss", **x), ref.archer_iql_kl_loss(**x))
+    assert same(archer_flat("archer_iql_kl_loss", **x), ref.archer_iql_kl_loss(**x))
     x = {"advantage": a, "log_prob": log_prob, "inv_temp": 0.5}
-    assert close(archer_flat("archer_awr", **x), ref.archer_awr(**x))
+    assert same(archer_flat("archer_awr", **x), ref.archer_awr(**x))
 
 
 def test_the_reference_term_is_the_gradient_of_the_divergence() -> None:
@@ -276,8 +265,8 @@ def test_vsc_equals_its_naive_reference(forest: Forest, data: st.DataObject, cli
     form: Any = "binary" if binary else "clip" if clip else "raw"
     credit = vsc_credit(forest, groups, quantile=0.5, form=form)
     expected = ref.vsc_rl(groups, quantile=0.5, clip=clip or binary, binary=binary)
-    assert close(forest.nest(credit.advantage * credit.weight), expected)
-    assert close(forest.nest(credit.terms["return"]), ref.vsc_mc_returns(groups))
+    assert same(forest.nest(credit.advantage * credit.weight), expected)
+    assert same(forest.nest(credit.terms["return"]), ref.vsc_mc_returns(groups))
     torch.testing.assert_close(torch.stack(list(credit.terms.values())).sum(0), credit.advantage)
 
 

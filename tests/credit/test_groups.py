@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles
 from forests import columns
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,10 +32,6 @@ from echelon.credit.groups import (
 )
 from echelon.errors import DataError
 from echelon.spans import Spans
-
-
-def doubles(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def packed(rows: list[list[float | None]]) -> tuple[Spans, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import bools, doubles
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,14 +37,6 @@ from echelon.credit.options import (
 from echelon.credit.returns import discounted_return, gae
 from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
-
-
-def doubles(*numbers: Any) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def bools(*flags: int) -> Tensor:
-    return torch.tensor(flags) > 0
 
 
 def ints(*numbers: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles, same
 from forests import Forest, column, columns, forest_of, forests, scalars
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,10 +28,6 @@ from echelon.errors import DataError
 from echelon.spans import Spans
 
 Groups = list[list[dict[str, Any]]]
-
-
-def doubles(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def compute(rule: str, groups: Groups, gamma: float = 0.99, **options: float) -> Any:
@@ -70,22 +67,13 @@ def by_episode(forest: Forest, x: Tensor) -> list[list[list[float]]]:
     return [[[next(flat) for _ in range(next(counts))] for _ in group] for group in forest.lengths]
 
 
-def close(a: Any, b: Any) -> bool:
-    """Nested equality to 1e-9."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
-
-
 RULES = ("discounted_return", "n_step_return", "lambda_return", "gae", "smdp_return", "smdp_target", "v_trace")
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_hand_derived_cases__paper(rule: str) -> None:
     for case in ref.CASES[rule]:
-        assert close(compute(rule, **case["inputs"]), case["expected"])
+        assert same(compute(rule, **case["inputs"]), case["expected"])
 
 
 @st.composite
@@ -117,7 +105,7 @@ OPTIONS: dict[str, dict[str, float]] = {
 @given(groups=batches())
 def test_equals_its_naive_reference(rule: str, groups: Groups) -> None:
     expected = getattr(ref, rule)(groups, gamma=0.8, **OPTIONS.get(rule, {}))
-    assert close(compute(rule, groups, gamma=0.8, **OPTIONS.get(rule, {})), expected)
+    assert same(compute(rule, groups, gamma=0.8, **OPTIONS.get(rule, {})), expected)
 
 
 @given(forest=forests(), data=st.data())

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles, printed
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import credit_language as ref
-from turn_trees import close, doubles, flat, tree_of
+from turn_trees import flat, tree_of
 
 from echelon.credit.credit import spread
 from echelon.credit.groups import grpo
@@ -28,10 +29,10 @@ CHOSEN = torch.arange(8) >= 4
 
 def test_himac_macro_and_micro__reconstructed() -> None:
     credits = himac(EIGHT, reward=RETURNS, chosen=CHOSEN)
-    close(credits["macro"].advantage, 1.305580, -0.783348, -0.783348, 0.261116, 0, 0, 0, 0, atol=2e-6)
-    close(credits["micro"].advantage, 0, 0, 0, 0, 0.499999, 0.499999, -1.499997, 0.499999)
+    printed(credits["macro"].advantage, 1.305580, -0.783348, -0.783348, 0.261116, 0, 0, 0, 0, atol=2e-6)
+    printed(credits["micro"].advantage, 0, 0, 0, 0, 0.499999, 0.499999, -1.499997, 0.499999)
     population = himac(EIGHT, reward=RETURNS, chosen=CHOSEN, ddof=0)["macro"]
-    close(population.advantage[:4], 1.507553, -0.904532, -0.904532, 0.301511, atol=3e-6)
+    printed(population.advantage[:4], 1.507553, -0.904532, -0.904532, 0.301511, atol=3e-6)
 
 
 def test_himac_selects_the_first_of_the_best__reconstructed() -> None:
@@ -65,14 +66,14 @@ def test_himac_spreads_to_the_tokens_of_each_role__reconstructed() -> None:
     tokens = spread(credits, episodes, {"macro": blueprint, "micro": ~blueprint})
     assert tokens.weight[:5].tolist() == [1, 1, 1, 0, 0]
     assert tokens.weight[20:25].tolist() == [0, 0, 0, 1, 1]
-    close(tokens.advantage[:5], 1.305580, 1.305580, 1.305580, 0, 0, atol=2e-6)
-    close(tokens.advantage[30:35], 0, 0, 0, -1.499997, -1.499997)
+    printed(tokens.advantage[:5], 1.305580, 1.305580, 1.305580, 0, 0, atol=2e-6)
+    printed(tokens.advantage[30:35], 0, 0, 0, -1.499997, -1.499997)
 
 
 def test_himac_learns_at_the_micro_level_where_blueprints_are_equal__reconstructed() -> None:
     credits = himac(EIGHT, reward=doubles(1, 1, 1, 1, 1, 1, 0, 1), chosen=CHOSEN)
     assert bool((credits["macro"].advantage == 0).all())
-    close(credits["micro"].advantage[4:], 0.499999, 0.499999, -1.499997, 0.499999)
+    printed(credits["micro"].advantage[4:], 0.499999, 0.499999, -1.499997, 0.499999)
     assert select_blueprint(EIGHT, reward=torch.ones(8)).tolist() == [0]
 
 
@@ -100,16 +101,16 @@ ROWS = torch.full((7,), math.nan, dtype=torch.float64).index_put((PLANNER,), PLA
 
 
 def test_peco_gives_executors_their_planner_s_advantage__code() -> None:
-    close(PLANNED, 5, 2, -3, -0.5, atol=1e-12)
-    close(PLANNED.mean()[None], 0.875, atol=1e-12)
-    close(PLANNED.std()[None], 3.424787)
+    printed(PLANNED, 5, 2, -3, -0.5, atol=1e-12)
+    printed(PLANNED.mean()[None], 0.875, atol=1e-12)
+    printed(PLANNED.std()[None], 3.424787)
     credit = peco(PECO, reward=ROWS, planner=PLANNER)
-    close(credit.advantage, *[1.204454] * 4, 0.328487, -1.131457, -0.401485, atol=1e-6)
+    printed(credit.advantage, *[1.204454] * 4, 0.328487, -1.131457, -0.401485, atol=1e-6)
 
 
 def test_peco_passes_a_lone_planner_through__code() -> None:
     tree, planner = tree_of([2]), torch.tensor([True, False])
-    close(peco(tree, reward=doubles(2, 0), planner=planner).advantage, 2, 2, atol=3e-6)
+    printed(peco(tree, reward=doubles(2, 0), planner=planner).advantage, 2, 2, atol=3e-6)
     assert bool((peco(tree, reward=doubles(2, 0), planner=planner, singleton="zero").advantage == 0).all())
 
 
@@ -119,7 +120,7 @@ def test_peco_executors_may_keep_their_own_credit() -> None:
     credit = peco(PECO, reward=ROWS, planner=PLANNER, task_reward=task, verified=verified)
     shared = peco(PECO, reward=ROWS, planner=PLANNER).advantage
     torch.testing.assert_close(credit.advantage[~verified], shared[~verified])
-    close(credit.advantage[verified], 0.707106, -0.707106, atol=1e-6)
+    printed(credit.advantage[verified], 0.707106, -0.707106, atol=1e-6)
     torch.testing.assert_close(credit.terms["planner"] + credit.terms["own"], credit.advantage)
     with pytest.raises(DataError, match="come together"):
         peco(PECO, reward=ROWS, planner=PLANNER, verified=verified)

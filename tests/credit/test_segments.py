@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import bools, doubles, same
 from forests import Forest, column, columns, forest_of, forests, scalars
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,14 +28,6 @@ from echelon.objectives.turns import copy_penalty, keep_penalty
 from echelon.spans import Spans, SpanTree
 
 Groups = list[list[dict[str, Any]]]
-
-
-def doubles(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def bools(*flags: int) -> Tensor:
-    return torch.tensor(flags) > 0
 
 
 def near(actual: Tensor, *expected: float, digits: int = 6) -> None:
@@ -177,18 +170,10 @@ def rewards_of(groups: Groups, episodes: Spans, reward: Tensor, switch: Tensor, 
     return copy_penalty(episodes, reward=reward, switch=switch, subgoal=subgoal, penalty=penalty)
 
 
-def close(a: Any, b: Any, tolerance: float = 1e-9) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key], tolerance) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(close(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
-
-
 @pytest.mark.parametrize("rule", ["hae_low", "hae_high", "hae_switch_value_head", "hae", "hae_rewards"])
 def test_hand_derived_cases__code(rule: str) -> None:
     for case in ref.CASES[rule]:
-        assert close(compute(rule, **case["inputs"]), case["expected"], 1e-8)
+        assert same(compute(rule, **case["inputs"]), case["expected"], 1e-8)
 
 
 def test_hand_derived_switch_differences__paper() -> None:
@@ -221,12 +206,12 @@ def batches(draw: st.DrawFn) -> Groups:
 def test_equals_its_naive_reference(groups: Groups, own: bool, paper: bool) -> None:
     options: dict[str, Any] = {"gamma": 0.8, "bootstrap_truncated": own}
     levels = {"lam_turn": 0.7, "lam_seg": 0.6, "switch_form": "paper" if paper else "code", "norm_adv": False}
-    assert close(compute("hae", groups, **options, **levels), ref.hae(groups, **options, **levels))
+    assert same(compute("hae", groups, **options, **levels), ref.hae(groups, **options, **levels))
     expected = ref.hae_low(groups, **options, lam_turn=0.7)
-    assert close(compute("hae_low", groups, **options, lam_turn=0.7), expected)
+    assert same(compute("hae_low", groups, **options, lam_turn=0.7), expected)
     expected = ref.hae_high(groups, **options, lam_seg=0.6)
-    assert close(compute("hae_high", groups, **options, lam_seg=0.6), expected)
-    assert close(compute("hae_rewards", groups, keep_penalty=-0.5), ref.hae_rewards(groups, keep_penalty=-0.5))
+    assert same(compute("hae_high", groups, **options, lam_seg=0.6), expected)
+    assert same(compute("hae_rewards", groups, keep_penalty=-0.5), ref.hae_rewards(groups, keep_penalty=-0.5))
 
 
 @given(groups=batches())
@@ -235,7 +220,7 @@ def test_normalisation_equals_its_naive_reference(groups: Groups) -> None:
     advantage, use = column(groups, "v_low"), column(groups, "has_switch")
     got = normalise_levels({"low": Credit(advantage)}, {"low": use > 0})["low"].advantage
     owner = [[[int(x) for x in row] for row in group] for group in forest.nest(use)]
-    assert close(forest.nest(got), ref.hae_normalise(forest.nest(advantage), owner), 1e-7)
+    assert same(forest.nest(got), ref.hae_normalise(forest.nest(advantage), owner), 1e-7)
 
 
 # ---- limits and invariances

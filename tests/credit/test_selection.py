@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import bools, doubles, printed
 from forests import columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,19 +29,6 @@ from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
 
 
-def doubles(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def bools(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.bool)
-
-
-def close(actual: Tensor, *expected: float, atol: float = 5.1e-7) -> None:
-    """Equal to the printed digits."""
-    torch.testing.assert_close(actual.reshape(-1), doubles(*expected), atol=atol, rtol=0)
-
-
 def indices(mask: Tensor) -> list[int]:
     return mask.nonzero()[:, 0].tolist()
 
@@ -59,11 +47,11 @@ def test_dcpo_keeps_short_right_and_long_wrong_samples__reconstructed() -> None:
     a, b = 0.866024, -0.866024
     credit = dcpo(EIGHT, **BUDDIES)
     assert indices(credit.weight) == [0, 1, 4, 6]
-    close(credit.advantage, a, a, 0, 0, b, 0, b, 0)
+    printed(credit.advantage, a, a, 0, 0, b, 0, b, 0)
     a, b = 0.926549, -1.171298
     credit = dcpo(EIGHT, **BUDDIES, statistics="all")
     assert indices(credit.weight) == [0, 1, 4, 6]
-    close(credit.advantage, a, a, 0, 0, b, 0, b, 0)
+    printed(credit.advantage, a, a, 0, 0, b, 0, b, 0)
 
 
 def test_dcpo_drops_groups_without_contrast__reconstructed() -> None:
@@ -109,17 +97,17 @@ OUTCOMES = doubles(1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1)
 def test_d3s_keeps_the_extremes_of_the_batch__paper() -> None:
     advantage = grpo(THREE, reward=OUTCOMES, ddof=0, eps=0).advantage
     a, b = 1.732051, 0.57735
-    close(advantage, a, -b, -b, -b, b, b, b, -a, 0, 0, 0, 0, atol=1e-6)
+    printed(advantage, a, -b, -b, -b, b, b, b, -a, 0, 0, 0, 0, atol=1e-6)
     kept = d3s_samples(THREE, advantage=advantage, keep=4 / 3)
     assert indices(kept) == [0, 1, 4, 7]  # two of each sign, ties by index
-    close(advantage[kept].var(correction=0), 1.666667)
+    printed(advantage[kept].var(correction=0), 1.666667)
     splits = [
         torch.cat([advantage.sort().values[: 4 - k], advantage.sort().values[12 - k :]]).var(correction=0)
         for k in range(5)
     ]
-    close(torch.stack(splits), 0.25, 1.583333, 1.666667, 1.583333, 0.25)
+    printed(torch.stack(splits), 0.25, 1.583333, 1.666667, 1.583333, 0.25)
     brute = max(advantage[list(some)].var(correction=0) for some in itertools.combinations(range(12), 4))
-    close(brute, 1.666667)
+    printed(brute, 1.666667)
 
 
 def test_d3s_within_groups_and_without_spread__paper() -> None:
@@ -151,7 +139,7 @@ def test_d3s_samples_have_the_largest_variance_of_all_subsets(data: st.DataObjec
 def test_d3s_tokens_by_advantage_times_entropy__paper() -> None:
     answers = Spans.by_key(torch.tensor([0, 0, 1, 1, 1, 0]))
     inputs = {"advantage": doubles(1.5, 1.5, -0.5, -0.5, -0.5, 1.5), "entropy": doubles(0.1, 0.8, 2, 0.3, 0, 0.4)}
-    close(inputs["advantage"].abs() * inputs["entropy"], 0.15, 1.2, 1.0, 0.15, 0, 0.6)
+    printed(inputs["advantage"].abs() * inputs["entropy"], 0.15, 1.2, 1.0, 0.15, 0, 0.6)
     assert indices(d3s_tokens(answers, **inputs, share=0.5)) == [1, 2, 5]
     assert indices(d3s_tokens(answers, **inputs, share=0.5, scope="answer")) == [1, 2, 3, 5]
     assert indices(d3s_tokens(answers, **inputs, share=0.5, where=bools(1, 0, 1, 1, 1, 0))) == [0, 2]
@@ -187,7 +175,7 @@ def test_d3s_picks_tokens_of_picked_samples_only__paper() -> None:
     tree = SpanTree({"group": Spans.from_lengths([3, 3]), "episode": (Spans.from_lengths([2, 1, 1, 2]), "group")})
     entropy = doubles(1, 2, 3, 9, 9, 9)
     credit = d3s(tree, reward=doubles(1, 0, 1, 1), entropy=entropy, keep=1, share=0.5, eps=0)
-    close(credit.advantage, 1, 1, -1, 0, 0, 0)
+    printed(credit.advantage, 1, 1, -1, 0, 0, 0)
     assert indices(credit.weight) == [1, 2]
     with pytest.raises(DataError, match=r"entropy of completion 3 \(item 5\)"):
         d3s(
@@ -206,8 +194,8 @@ def test_thor_step_group__code() -> None:
     passes = doubles(1, 0, 1, 1)
     a, b = 0.499999, -1.499997
     credit = thor(Spans([0, 4]), reward=passes, valid=bools(1, 1, 1, 1), step=bools(1, 1, 1, 1))
-    close(credit.advantage, a, b, a, a)
-    close(credit.terms["step"], a, b, a, a)
+    printed(credit.advantage, a, b, a, a)
+    printed(credit.terms["step"], a, b, a, a)
     assert not credit.terms["trajectory"].any()
 
 
@@ -219,8 +207,8 @@ def test_thor_levels_have_their_own_groups_and_filters__paper() -> None:
     credit = thor(groups, reward=reward, valid=valid, step=step)
     # kept: three of four; dropped: one of four; kept: a step group of which half is left; dropped: all passed
     assert indices(credit.weight) == [0, 1, 2, 8, 9]
-    close(credit.advantage[:3], 1.154699, -0.577350, -0.577350, atol=2e-6)
-    close(credit.advantage[8:10], 0.707106, -0.707106, atol=2e-6)
+    printed(credit.advantage[:3], 1.154699, -0.577350, -0.577350, atol=2e-6)
+    printed(credit.advantage[8:10], 0.707106, -0.707106, atol=2e-6)
     assert not credit.advantage[10:].any()
     torch.testing.assert_close(credit.terms["step"] + credit.terms["trajectory"], credit.advantage)
     assert indices(thor(groups, reward=reward, valid=valid, step=step, step_share=0.6).weight) == [0, 1, 2]
@@ -230,7 +218,7 @@ def test_thor_lone_survivor_keeps_its_raw_reward__code() -> None:
     inputs: dict[str, Any] = {"reward": doubles(1, 0), "valid": bools(1, 0), "step": bools(1, 1)}
     assert not thor(Spans([0, 2]), **inputs).weight.any()
     credit = thor(Spans([0, 2]), **inputs, singleton="raw")
-    close(credit.advantage, 0.999999, 0)
+    printed(credit.advantage, 0.999999, 0)
     assert indices(credit.weight) == [0]
 
 
@@ -238,9 +226,9 @@ def test_thor_positive_nll__code() -> None:
     log_prob = doubles(-0.5, -1, -0.2, -2)
     advantage = doubles(0.5, 0.5, -1.5, 0.5)
     weight = positive_nll_weight(advantage=advantage, mask=bools(1, 1, 1, 0), alpha=1.0)
-    close(-(weight * log_prob).sum(), 0.75)
+    printed(-(weight * log_prob).sum(), 0.75)
     weight = positive_nll_weight(advantage=advantage, mask=bools(1, 1, 1, 0))
-    close(-(weight * log_prob).sum(), 0.0075)
+    printed(-(weight * log_prob).sum(), 0.0075)
     assert not positive_nll_weight(advantage=-advantage, mask=bools(1, 1, 0, 1)).any()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles, printed
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,15 +19,6 @@ from echelon.credit.groups import grpo
 from echelon.credit.shaped import de_grpo, geometric_gap, hbpo, hrpo, hrpo_split, worldrft
 from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
-
-
-def doubles(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def close(actual: Tensor, *expected: float, atol: float = 5.1e-7) -> None:
-    """Equal to the printed digits."""
-    torch.testing.assert_close(actual, doubles(*expected), atol=atol, rtol=0)
 
 
 def terms_sum(credit: Credit) -> None:
@@ -51,17 +43,17 @@ FOUR, EIGHT = Spans([0, 4]), Spans([0, 8])
 def test_hi_agent_foresight_is_grpo_over_the_subgoals_of_a_step__paper() -> None:
     marks = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]], dtype=torch.float64)
     reward = marks @ doubles(0.4, 0.3, 0.3)  # format, environment, judge
-    close(reward, 1.0, 0.7, 0.7, 0.0)
-    close(grpo(FOUR, reward=reward).advantage, 0.942807, 0.235702, 0.235702, -1.414210)
-    close(grpo(FOUR, reward=reward, ddof=0).advantage, 1.088659, 0.272165, 0.272165, -1.632989)
+    printed(reward, 1.0, 0.7, 0.7, 0.0)
+    printed(grpo(FOUR, reward=reward).advantage, 0.942807, 0.235702, 0.235702, -1.414210)
+    printed(grpo(FOUR, reward=reward, ddof=0).advantage, 1.088659, 0.272165, 0.272165, -1.632989)
 
 
 def test_hi_agent_low_level_is_grpo_with_the_batch_as_the_only_group__paper() -> None:
     reward = doubles(1, 0, 0, 1, 1, 1, 0, 1)
     a, b = 0.724567, -1.207612
-    close(grpo(EIGHT, reward=reward).advantage, a, b, b, a, a, a, b, a)
+    printed(grpo(EIGHT, reward=reward).advantage, a, b, b, a, a, a, b, a)
     a, b = 0.774595, -1.290992
-    close(grpo(EIGHT, reward=reward, ddof=0).advantage, a, b, b, a, a, a, b, a)
+    printed(grpo(EIGHT, reward=reward, ddof=0).advantage, a, b, b, a, a, a, b, a)
 
 
 def test_hi_agent_an_always_solved_step_is_rewarded_by_the_batch_and_not_by_its_group__paper() -> None:
@@ -71,25 +63,25 @@ def test_hi_agent_an_always_solved_step_is_rewarded_by_the_batch_and_not_by_its_
 
 
 def test_deeptravel_gated_rewards_are_normalised_as_in_grpo__paper() -> None:
-    close(grpo(FOUR, reward=doubles(1, 0, 0, 1)).advantage, 0.866024, -0.866024, -0.866024, 0.866024)
+    printed(grpo(FOUR, reward=doubles(1, 0, 0, 1)).advantage, 0.866024, -0.866024, -0.866024, 0.866024)
     one_success = grpo(EIGHT, reward=doubles(1, *[0] * 7)).advantage
-    close(one_success, 2.474867, *[-0.353552] * 7)
+    printed(one_success, 2.474867, *[-0.353552] * 7)
 
 
 def test_hiersearch_rewards_are_normalised_as_in_grpo__code() -> None:
     reward = doubles(0.8, 1 / 15, 0, 1 / 15, 0)
     expected = (1.780455, -0.348350, -0.541878, -0.348350, -0.541878)
-    close(grpo(Spans([0, 5]), reward=reward).advantage, *expected, atol=1e-6)
+    printed(grpo(Spans([0, 5]), reward=reward).advantage, *expected, atol=1e-6)
 
 
 def test_chatshopbuddy_gated_rewards_are_normalised_as_in_grpo__reconstructed() -> None:
-    close(grpo(FOUR, reward=doubles(1.52, 1.2, 0, 1.25)).advantage, 0.779828, 0.306757, -1.467259, 0.380674)
+    printed(grpo(FOUR, reward=doubles(1.52, 1.2, 0, 1.25)).advantage, 0.779828, 0.306757, -1.467259, 0.380674)
 
 
 def test_mashost_group_advantage_is_grpo__paper() -> None:
     reward = doubles(1, 0, 1, 0)
-    close(grpo(FOUR, reward=reward, ddof=0, eps=0).advantage, 1, -1, 1, -1)
-    close(grpo(FOUR, reward=reward, eps=0).advantage, 0.866025, -0.866025, 0.866025, -0.866025)
+    printed(grpo(FOUR, reward=reward, ddof=0, eps=0).advantage, 1, -1, 1, -1)
+    printed(grpo(FOUR, reward=reward, eps=0).advantage, 0.866025, -0.866025, 0.866025, -0.866025)
     assert grpo(FOUR, reward=doubles(1, 1, 1, 1)).advantage.tolist() == [0] * 4
 
 
@@ -109,14 +101,14 @@ HBPO: dict[str, Any] = {
 
 def test_hbpo_group_of_two_budgets__paper() -> None:
     credit = hbpo(FOUR, **HBPO)
-    close(credit.terms["intra"], -0.176311, -0.176311, -1.111140, -1.111140, atol=1e-6)
-    close(credit.terms["inter"], 0.840604, 0.642220, -0.116291, -1.366533, atol=1e-6)
-    close(credit.advantage, 0.664292, 0.465908, -1.227431, -2.477673, atol=1e-6)
+    printed(credit.terms["intra"], -0.176311, -0.176311, -1.111140, -1.111140, atol=1e-6)
+    printed(credit.terms["inter"], 0.840604, 0.642220, -0.116291, -1.366533, atol=1e-6)
+    printed(credit.advantage, 0.664292, 0.465908, -1.227431, -2.477673, atol=1e-6)
     terms_sum(credit)
 
 
 def test_hbpo_adds_the_inner_term_twice__code() -> None:
-    close(hbpo(FOUR, **HBPO, intra_coef=2).advantage, 0.487981, 0.289597, -2.338571, -3.588814, atol=2e-6)
+    printed(hbpo(FOUR, **HBPO, intra_coef=2).advantage, 0.487981, 0.289597, -2.338571, -3.588814, atol=2e-6)
 
 
 def test_hbpo_an_unsolved_prompt_is_pushed_down_by_its_ceilings__paper() -> None:
@@ -151,23 +143,23 @@ EDITS: dict[str, Any] = {"outcome": doubles(1, 0), "reward": doubles(0, -0.1, 0.
 
 def test_hrpo_sum_of_group_and_edits__reconstructed() -> None:
     credit = hrpo(SYSTEMS, **EDITS)
-    close(credit.terms["group"], 1, 1, 1, -1, -1, -1, -1)
-    close(credit.terms["edits"], 0, 0, 0.1, -0.2, -0.2, -0.1, 0)
-    close(credit.advantage, 1.0, 1.0, 1.1, -1.2, -1.2, -1.1, -1.0)
+    printed(credit.terms["group"], 1, 1, 1, -1, -1, -1, -1)
+    printed(credit.terms["edits"], 0, 0, 0.1, -0.2, -0.2, -0.1, 0)
+    printed(credit.advantage, 1.0, 1.0, 1.1, -1.2, -1.2, -1.1, -1.0)
     terms_sum(credit)
 
 
 def test_hrpo_gate_spares_the_edits_below_the_mean__reconstructed() -> None:
-    close(hrpo(SYSTEMS, **EDITS, combine="gate").advantage, 1.0, 1.0, 1.1, -1, -1, -1, -1)
+    printed(hrpo(SYSTEMS, **EDITS, combine="gate").advantage, 1.0, 1.0, 1.1, -1, -1, -1, -1)
 
 
 def test_hrpo_own_reward_only__reconstructed() -> None:
-    close(hrpo(SYSTEMS, **EDITS, gamma=0.0).advantage, 1, 0.9, 1.1, -1, -1.1, -1.1, -1)
+    printed(hrpo(SYSTEMS, **EDITS, gamma=0.0).advantage, 1, 0.9, 1.1, -1, -1.1, -1.1, -1)
 
 
 def test_hrpo_equal_outcomes_leave_the_edits_or_nothing__reconstructed() -> None:
     solved = EDITS | {"outcome": doubles(1, 1)}
-    close(hrpo(SYSTEMS, **solved).advantage, 0, 0, 0.1, -0.2, -0.2, -0.1, 0)
+    printed(hrpo(SYSTEMS, **solved).advantage, 0, 0, 0.1, -0.2, -0.2, -0.1, 0)
     assert not hrpo(SYSTEMS, **solved, equal_beta=0.0).advantage.any()
 
 
@@ -176,8 +168,8 @@ def test_hrpo_split_gives_both_ratios_the_group_and_their_own_rewards__reconstru
     credits = hrpo_split(
         SYSTEMS, outcome=EDITS["outcome"], node_reward=EDITS["reward"], edge_reward=edge, eps=0.0, beta=2.0
     )
-    close(credits["node"].advantage, 1.0, 1.0, 1.2, -1.4, -1.4, -1.2, -1.0)
-    close(credits["edge"].advantage, 1, 1, 1, -2, -2, -1, -1)
+    printed(credits["node"].advantage, 1.0, 1.0, 1.2, -1.4, -1.4, -1.2, -1.0)
+    printed(credits["edge"].advantage, 1, 1, 1, -2, -2, -1, -1)
 
 
 def test_hrpo_without_rewards_of_edits_is_grpo() -> None:
@@ -195,15 +187,15 @@ COLLISIONS = -doubles(0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 1)
 def test_worldrft_normalises_points_and_sums_to_the_end__paper() -> None:
     credit = worldrft(POINTS, reward=COLLISIONS)
     expected = (2, 2, 1, 0, 0, 1, -2, -2, -1, 0, 0, -1)
-    close(credit.terms["now"], 0, 1, 1, 0, -1, 1, 0, -1, -1, 0, 1, -1)
-    close(credit.advantage, *expected)
+    printed(credit.terms["now"], 0, 1, 1, 0, -1, 1, 0, -1, -1, 0, 1, -1)
+    printed(credit.advantage, *expected)
     terms_sum(credit)
-    close(worldrft(POINTS, reward=COLLISIONS, ddof=1).advantage, *[0.8660254 * x for x in expected])
+    printed(worldrft(POINTS, reward=COLLISIONS, ddof=1).advantage, *[0.8660254 * x for x in expected])
 
 
 def test_worldrft_trajectories_that_still_run_are_compared__paper() -> None:
     credit = worldrft(flat_tree([2, 1, 2]), reward=doubles(0, -1, 0, 0, 0))
-    close(credit.advantage, -1, -1, 0, 1, 1)
+    printed(credit.advantage, -1, -1, 0, 1, 1)
 
 
 # ---- DE-GRPO
@@ -213,10 +205,10 @@ LITERAL: dict[str, Any] = {"first_visit": "literal", "ties": "literal", "gate_mi
 
 
 def test_de_grpo_statistics_of_pairs__code() -> None:
-    close(geometric_gap(FOUR, REWARDS), 0.475236)
-    close(geometric_gap(FOUR, LOG_PROBS), 1.426820)
-    close(geometric_gap(FOUR, REWARDS) * geometric_gap(FOUR, LOG_PROBS), 0.678077)
-    close(grpo(FOUR, reward=REWARDS, eps=1e-4).advantage, 1.200673, 0.240135, -0.240135, -1.200673)
+    printed(geometric_gap(FOUR, REWARDS), 0.475236)
+    printed(geometric_gap(FOUR, LOG_PROBS), 1.426820)
+    printed(geometric_gap(FOUR, REWARDS) * geometric_gap(FOUR, LOG_PROBS), 0.678077)
+    printed(grpo(FOUR, reward=REWARDS, eps=1e-4).advantage, 1.200673, 0.240135, -0.240135, -1.200673)
 
 
 @pytest.mark.parametrize(
@@ -232,20 +224,20 @@ def test_de_grpo_life_cycle__code(before: float, after: float, factor: float, ga
     credit, life = de_grpo(
         FOUR, reward=REWARDS, log_prob=LOG_PROBS, smoothed=doubles(before), baseline=doubles(0.1), **LITERAL
     )
-    close(life.smoothed, after)
-    close(life.margin, 0.533333)
-    close(life.gate, gate)
+    printed(life.smoothed, after)
+    printed(life.margin, 0.533333)
+    printed(life.gate, gate)
     assert life.factor.tolist() == [factor]
-    close(credit.advantage, *advantage)
+    printed(credit.advantage, *advantage)
     terms_sum(credit)
 
 
 def test_de_grpo_binary_and_equal_rewards__code() -> None:
     for reward, margin, gap in ((doubles(1, 1, 0, 0), 0.666667, 0.01), (doubles(1, 1, 1, 1), 0, 1e-6)):
         _, life = de_grpo(FOUR, reward=reward, log_prob=LOG_PROBS, smoothed=doubles(0.5))
-        close(life.margin, margin)
-        close(geometric_gap(FOUR, reward, ties="literal"), gap, atol=2e-8)
-    close(geometric_gap(FOUR, doubles(1, 1, 0, 0)), 1.000001)  # of unequal pairs alone
+        printed(life.margin, margin)
+        printed(geometric_gap(FOUR, reward, ties="literal"), gap, atol=2e-8)
+    printed(geometric_gap(FOUR, doubles(1, 1, 0, 0)), 1.000001)  # of unequal pairs alone
     assert geometric_gap(FOUR, doubles(1, 1, 1, 1)).tolist() == [0]
 
 
@@ -253,11 +245,11 @@ def test_de_grpo_first_visits_repaired__paper() -> None:
     inputs: dict[str, Any] = {"reward": REWARDS, "log_prob": LOG_PROBS, "smoothed": doubles(math.nan), "baseline": 0.1}
     expected = (0.489998, 0.098000, -0.098000, -0.489998)
     credit, life = de_grpo(FOUR, **inputs)
-    close(life.smoothed, 0.678077)
-    close(credit.advantage, *expected)
+    printed(life.smoothed, 0.678077)
+    printed(credit.advantage, *expected)
     credit, life = de_grpo(FOUR, **inputs, first_visit="discover")
-    close(life.smoothed, 0.135615)
-    close(credit.advantage, *expected)
+    printed(life.smoothed, 0.135615)
+    printed(credit.advantage, *expected)
 
 
 def test_de_grpo_gate_does_not_turn_advantages_round_unless_asked__paper() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import bools, doubles, printed
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from echelon.credit.credit import Credit
 from echelon.credit.groups import grpo
@@ -38,19 +38,6 @@ from echelon.errors import DataError
 from echelon.spans import Spans, SpanTree
 
 
-def doubles(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def bools(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.bool)
-
-
-def close(actual: Tensor, *expected: float, atol: float = 5.1e-7) -> None:
-    """Equal to the printed digits."""
-    torch.testing.assert_close(actual.reshape(-1), doubles(*expected), atol=atol, rtol=0)
-
-
 def terms_sum(credit: Credit) -> None:
     torch.testing.assert_close(torch.stack(tuple(credit.terms.values())).sum(0), credit.advantage)
 
@@ -61,7 +48,7 @@ def terms_sum(credit: Credit) -> None:
 def test_hicra_amplifies_success_and_dampens_failure__paper() -> None:
     base = Credit(doubles(0.8, -0.5, 0.8, -0.5))
     credit = amplify(base, bools(1, 1, 0, 0), 0.2)
-    close(credit.advantage, 0.96, -0.4, 0.8, -0.5)
+    printed(credit.advantage, 0.96, -0.4, 0.8, -0.5)
     terms_sum(credit)
 
 
@@ -92,11 +79,11 @@ ROWS: dict[str, Any] = {
 def test_hicra_of_long_right_answers__code() -> None:
     a, b = math.sqrt(0.5), -math.sqrt(2)
     credit = hicra_code(RIGHT_LONG, **ROWS)
-    close(credit.advantage, a, a, a, 1.2 * a, b, b, a, a)
+    printed(credit.advantage, a, a, a, 1.2 * a, b, b, a, a)
     terms_sum(credit)
     planning = bools(1, 0, 0, 1, 1, 0, 0, 1)
     credit = hicra_code(RIGHT_LONG, **ROWS, planning=planning)  # a token chosen twice counts once
-    close(credit.advantage, 1.2 * a, a, a, 1.2 * a, 0.8 * b, b, a, 1.2 * a)
+    printed(credit.advantage, 1.2 * a, a, a, 1.2 * a, 0.8 * b, b, a, 1.2 * a)
 
 
 @given(data=st.data())
@@ -145,16 +132,16 @@ def packed(forest: Forest) -> SpanTree:
 
 def test_ares_entropy_of_kept_probabilities__code() -> None:
     log_prob = doubles(0.6, 0.3).log()[None]
-    close(partial_entropy(log_prob), 0.897946)
-    close(partial_entropy(log_prob, rest="none"), -0.6 * math.log(0.6) - 0.3 * math.log(0.3))
+    printed(partial_entropy(log_prob), 0.897946)
+    printed(partial_entropy(log_prob, rest="none"), -0.6 * math.log(0.6) - 0.3 * math.log(0.3))
     whole = doubles(0.5, 0.25, 0.25, 0).log()[None]
-    close(partial_entropy(whole), 1.5 * math.log(2))
+    printed(partial_entropy(whole), 1.5 * math.log(2))
     assert torch.isfinite(partial_entropy(torch.full((1, 2), -0.1))).all()  # rounding may carry the sum above one
 
 
 def test_ares_window_after_a_word__code() -> None:
     mean, complete = following_mean(Spans([0, 7]), doubles(0.2, 2, 1, 1, 1, 1, 0.1))
-    close(mean[1], 1.0)
+    printed(mean[1], 1.0)
     assert complete.tolist() == [True] * 3 + [False] * 4
     short = following_mean(Spans.from_lengths([4, 5]), torch.ones(9))[1]
     assert short.nonzero()[:, 0].tolist() == [4]
@@ -167,7 +154,7 @@ def test_ares_triggers__code() -> None:
     found = trigger_counts(completions, entropy=entropy, trigger=trigger, threshold=2.0, width=2)
     assert found.valid.tolist() == [1, 1]
     assert found.invalid.tolist() == [1, 0]
-    close(found.cost, 0.5, 3)
+    printed(found.cost, 0.5, 3)
 
 
 @given(data=st.data())
@@ -214,7 +201,7 @@ def test_ares_threshold_without_a_window_stays__reconstructed() -> None:
     assert entropy_threshold(Spans([0, 4]), **short).isnan()
     assert entropy_threshold(Spans([0, 4]), **short, previous=doubles(0.7)[0]) == 0.7
     mixed = {"entropy": doubles(9, 9, 1, 2, 3, 4), "width": 2}
-    close(entropy_threshold(Spans.from_lengths([2, 4]), **mixed), 3.425)
+    printed(entropy_threshold(Spans.from_lengths([2, 4]), **mixed), 3.425)
 
 
 def test_ares_difficulty_of_a_prompt__code() -> None:
@@ -226,14 +213,14 @@ def test_ares_targets_and_strengths__code() -> None:
     groups = Spans.from_lengths([2, 2, 2])
     count = torch.tensor([3, 5, 4, 3, 2, 3])
     mean = bucket_mean(groups, count=count, difficulty=torch.tensor([EASY, EASY, HARD]))
-    close(mean[[EASY, HARD]].double(), 3.75, 2.5)
+    printed(mean[[EASY, HARD]].double(), 3.75, 2.5)
     assert mean[MEDIUM].isnan()
     target = bucket_target(mean, previous=torch.tensor([9.0, 7, 9]))
     assert target.tolist() == [4, 7, 2]  # halves go to the even
     alpha = torch.full((3,), 0.5)
-    close(bucket_alpha(alpha, mean=mean, target=target).double(), 0.4875, 0.5, 0.475, atol=1e-6)
+    printed(bucket_alpha(alpha, mean=mean, target=target).double(), 0.4875, 0.5, 0.475, atol=1e-6)
     edge = bucket_alpha(torch.tensor([2.0, 2, 0]), mean=torch.tensor([9.0, 0, 9]), target=torch.tensor([1.0, 9, 1]))
-    close(edge.double(), 2, 1.55, 0, atol=1e-6)
+    printed(edge.double(), 2, 1.55, 0, atol=1e-6)
 
 
 def test_aepo_filters_groups_by_their_mean_reward__code() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles, printed
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import credit_language as ref
 from reference import credit_language_values as values
-from turn_trees import close, doubles, flat, tree_of
+from turn_trees import flat, tree_of
 
 from echelon.credit.groups import rloo
 from echelon.credit.turns import at_end, even_reward, igpo, information_gain, spa, spa_reward
@@ -25,12 +26,12 @@ from echelon.spans import Spans
 def test_information_gain__paper() -> None:
     probability = torch.tensor([[0.1, 0.2], [0.2, 0.4], [0.4, 0.4]], dtype=torch.float64)
     s = probability.log().mean(1)
-    close(s, -1.956012, -1.262864, -0.916291)
+    printed(s, -1.956012, -1.262864, -0.916291)
     episodes = Spans.from_lengths([2])
-    close(information_gain(episodes, log_prob=s[1:], initial=s[:1]), 0.693147, 0.346574)
-    close(s.exp(), 0.141421, 0.282843, 0.4)
+    printed(information_gain(episodes, log_prob=s[1:], initial=s[:1]), 0.693147, 0.346574)
+    printed(s.exp(), 0.141421, 0.282843, 0.4)
     by_probability = information_gain(episodes, log_prob=s[1:], initial=s[:1], scale="probability")
-    close(by_probability, 0.141421, 0.117157)
+    printed(by_probability, 0.141421, 0.117157)
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -47,9 +48,9 @@ def test_information_gain_hand_derived_cases__paper(case: int) -> None:
 
 def test_information_gain_of_an_impossible_answer() -> None:
     episodes, log_prob, initial = Spans.from_lengths([1, 1]), doubles(-1, -math.inf), doubles(-2, -2)
-    close(information_gain(episodes, log_prob=log_prob, initial=initial, floor=-5.0), 1, -3)
+    printed(information_gain(episodes, log_prob=log_prob, initial=initial, floor=-5.0), 1, -3)
     gain = information_gain(episodes, log_prob=log_prob, initial=initial, scale="probability")
-    close(gain, math.exp(-1) - math.exp(-2), -math.exp(-2))
+    printed(gain, math.exp(-1) - math.exp(-2), -math.exp(-2))
     with pytest.raises(DataError, match="log_prob of episode 1"):
         information_gain(episodes, log_prob=log_prob, initial=initial)
 
@@ -60,33 +61,33 @@ GAIN, OUTCOME = doubles(0.2, 0.1, math.nan, -0.1, 0.2, math.nan), doubles(1, 0.5
 
 def test_igpo_of_the_pool__paper() -> None:
     sample = igpo(IGPO, gain=GAIN, outcome=OUTCOME, eps=0.0)
-    close(sample.advantage, 1.414214, 0.707107, 0.707107, -1.414214, 0, -0.707107)
+    printed(sample.advantage, 1.414214, 0.707107, 0.707107, -1.414214, 0, -0.707107)
     population = igpo(IGPO, gain=GAIN, outcome=OUTCOME, eps=0.0, ddof=0)
-    close(population.advantage, 1.816497, 1, 1, -1.816497, -0.183503, -1)
+    printed(population.advantage, 1.816497, 1, 1, -1.816497, -0.183503, -1)
 
 
 def test_igpo_rewards_before_they_are_summed__paper() -> None:
     sample = igpo(IGPO, gain=GAIN, outcome=OUTCOME, eps=0.0, gamma=0.0)
-    close(sample.advantage, 0.707107, 0, 0.707107, -1.414214, 0.707107, -0.707107)
+    printed(sample.advantage, 0.707107, 0, 0.707107, -1.414214, 0.707107, -0.707107)
     population = igpo(IGPO, gain=GAIN, outcome=OUTCOME, eps=0.0, ddof=0, gamma=0.0)
-    close(population.advantage, 0.816497, 0, 1, -1.632993, 0.816497, -1)
+    printed(population.advantage, 0.816497, 0, 1, -1.632993, 0.816497, -1)
 
 
 def test_igpo_of_columns__code() -> None:
     credit = igpo(IGPO, gain=GAIN, outcome=OUTCOME, statistics="column")
-    close(credit.terms["gain"] + credit.terms["outcome"], 1.3, 1.1, 1, 0.6, 0.7, 0.5)
-    close(credit.advantage, 0.35, 0.2, 0.25, -0.35, -0.2, -0.25)
+    printed(credit.terms["gain"] + credit.terms["outcome"], 1.3, 1.1, 1, 0.6, 0.7, 0.5)
+    printed(credit.advantage, 0.35, 0.2, 0.25, -0.35, -0.2, -0.25)
 
 
 def test_igpo_counts_finished_episodes_as_zero_in_a_column__code() -> None:
     credit = igpo(tree_of([2, 1]), gain=doubles(0.5, 0, 0), outcome=doubles(1, 0), statistics="column")
-    close(credit.advantage, 1.5 - 0.75, 1 - 0.5, 0 - 0.75)
+    printed(credit.advantage, 1.5 - 0.75, 1 - 0.5, 0 - 0.75)
 
 
 def test_igpo_clips_extreme_gains() -> None:
     tree, outcome = tree_of([2, 2]), doubles(0, 0)
     credit = igpo(tree, gain=doubles(100, 0, -1, 0), outcome=outcome, clip=2.0, statistics="column")
-    close(credit.terms["gain"], 2, 0, -1, 0)
+    printed(credit.terms["gain"], 2, 0, -1, 0)
 
 
 @pytest.mark.parametrize("case", range(2))
@@ -153,33 +154,33 @@ SHARES, GROUNDED = doubles(0.1, 0.3, -0.05, 0.5), torch.tensor([True, False, Tru
 
 
 def test_spa_reward_and_advantage__paper() -> None:
-    close(spa_reward(FOUR, attribution=SHARES, grounded=GROUNDED), 0.6, 0.3, 0.45, 1.0, atol=1e-12)
+    printed(spa_reward(FOUR, attribution=SHARES, grounded=GROUNDED), 0.6, 0.3, 0.45, 1.0, atol=1e-12)
     value = doubles(0.5, 0.6, 0.7, 0.8)
     credit = spa(FOUR, attribution=SHARES, grounded=GROUNDED, value=value)
-    close(credit.advantage, 1.74785, 1.103, 0.74, 0.2, atol=1e-12)
+    printed(credit.advantage, 1.74785, 1.103, 0.74, 0.2, atol=1e-12)
     torch.testing.assert_close(credit.target["value"], credit.advantage + value)
 
 
 def test_spa_reward_of_the_released_trainer__code() -> None:
     stored = doubles(1, 0.5, 1, 1)
     reward = spa_reward(FOUR, attribution=stored, grounded=torch.zeros(4), form="code")
-    close(reward, 3, 1, 1, 0, atol=1e-12)
+    printed(reward, 3, 1, 1, 0, atol=1e-12)
 
 
 def test_spa_constant_of_the_released_example_is_leave_one_out__code() -> None:
     constant = rloo(Spans.from_lengths([3]), reward=doubles(1, 0, 0.5)).expand(Spans.from_lengths([4, 1, 1]))
-    close(constant.advantage[:4], 0.75, 0.75, 0.75, 0.75, atol=1e-12)
+    printed(constant.advantage[:4], 0.75, 0.75, 0.75, 0.75, atol=1e-12)
 
 
 def test_spa_even_reward__paper() -> None:
-    close(even_reward(FOUR, outcome=doubles(1)), 0.25, 0.25, 0.25, 0.25, atol=1e-12)
+    printed(even_reward(FOUR, outcome=doubles(1)), 0.25, 0.25, 0.25, 0.25, atol=1e-12)
 
 
 def test_rewards_of_turns_sit_on_their_last_tokens__paper() -> None:
     stretches = Spans.from_lengths([2, 3, 2, 3])  # the environment's and the assistant's in turn
     placed = at_end(stretches, doubles(0, 0.6, 0, 0.3))
     assert placed.nonzero()[:, 0].tolist() == [4, 9]
-    close(placed[[4, 9]], 0.6, 0.3, atol=1e-12)
+    printed(placed[[4, 9]], 0.6, 0.3, atol=1e-12)
 
 
 @given(forest=forests(), data=st.data(), gamma=st.sampled_from([1.0, 0.9]))

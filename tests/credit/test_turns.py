@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from checks import doubles, printed
 from forests import Forest, columns, forests
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import credit_language as ref
 from torch import Tensor
-from turn_trees import close, doubles, flat, tree_of
+from turn_trees import flat, tree_of
 
 from echelon.credit.credit import Credit
 from echelon.credit.groups import grpo
@@ -44,7 +45,7 @@ def test_rloo_to_go_leaves_the_turn_itself_out__paper() -> None:
     tree = tree_of([2, 1], [3])
     credit = rloo_to_go(tree, reward=doubles(0, 2, 1, 1, 1, 1), gamma=0.5)
     # the second turn of the first episode and the episode without siblings have no baseline
-    close(credit.advantage, 1 - 1, 2, 1 - 1, 1.75, 1.5, 1)
+    printed(credit.advantage, 1 - 1, 2, 1 - 1, 1.75, 1.5, 1)
 
 
 @given(forest=forests(), data=st.data(), gamma=st.sampled_from([1.0, 0.9]))
@@ -89,7 +90,7 @@ def gradient_of_stopping(advantage: Callable[[SpanTree, Tensor], Tensor], p: flo
 def test_rloo_to_go_is_unbiased_where_the_policy_decides_when_to_stop__paper() -> None:
     p = 0.3
     true = 1 - 2 * p  # E[reward] = (1 - p) · p
-    close(gradient_of_stopping(lambda tree, r: rloo_to_go(tree, reward=r).advantage, p), true, atol=1e-12)
+    printed(gradient_of_stopping(lambda tree, r: rloo_to_go(tree, reward=r).advantage, p), true, atol=1e-12)
 
     def with_itself(tree: SpanTree, reward: Tensor) -> Tensor:
         to_go, rows = tree["episode"].scan(reward), index_groups(tree)
@@ -106,7 +107,7 @@ REWARD, STATE = doubles(0, 0, 10, 0, 0, 0), torch.tensor([4, -7, 2**40, 4, -7, -
 
 
 def test_gigpo_returns_and_step_groups__paper() -> None:
-    close(TWO["episode"].scan(REWARD, 0.95), 9.025, 9.5, 10, 0, 0, 0, atol=1e-12)
+    printed(TWO["episode"].scan(REWARD, 0.95), 9.025, 9.5, 10, 0, 0, 0, atol=1e-12)
     steps = step_groups(TWO, state=STATE)
     assert steps.ids.tolist() == [0, 1, 2, 0, 1, 1]
 
@@ -123,31 +124,31 @@ def test_gigpo_returns_and_step_groups__paper() -> None:
 )
 def test_gigpo_episode_level__code(options: dict[str, Any], level: float) -> None:
     credit = gigpo(TWO, reward=REWARD, state=STATE, **options)
-    close(credit.terms["episode"], *[level] * 3, *[-level] * 3, atol=1e-6)
+    printed(credit.terms["episode"], *[level] * 3, *[-level] * 3, atol=1e-6)
 
 
 def test_gigpo_step_level_and_total__code() -> None:
     mean = gigpo(TWO, reward=REWARD, state=STATE, eps=None)
-    close(mean.terms["step"], 4.5125, 6.333333, 0, -4.5125, -3.166667, -3.166667)
-    close(mean.advantage, 9.5125, 11.333333, 5, -9.5125, -8.166667, -8.166667)
+    printed(mean.terms["step"], 4.5125, 6.333333, 0, -4.5125, -3.166667, -3.166667)
+    printed(mean.advantage, 9.5125, 11.333333, 5, -9.5125, -8.166667, -8.166667)
     std = gigpo(TWO, reward=REWARD, state=STATE)
-    close(std.terms["step"], 0.707107, 1.154700, 0, -0.707107, -0.577350, -0.577350)
-    close(std.advantage, 1.619977, 2.067571, 0.912871, -1.619977, -1.490221, -1.490221, atol=1e-6)
+    printed(std.terms["step"], 0.707107, 1.154700, 0, -0.707107, -0.577350, -0.577350)
+    printed(std.advantage, 1.619977, 2.067571, 0.912871, -1.619977, -1.490221, -1.490221, atol=1e-6)
 
 
 def test_gigpo_rows_weigh_episodes_by_their_turns__code() -> None:
     tree, reward, state = tree_of([2, 4]), doubles(0, 10, 0, 0, 0, 0), torch.arange(6)
     rows = gigpo(tree, reward=reward, state=state, eps=None)
-    close(rows.advantage, 6.666667, 6.666667, *[-3.333333] * 4)
+    printed(rows.advantage, 6.666667, 6.666667, *[-3.333333] * 4)
     episodes = gigpo(tree, reward=reward, state=state, eps=None, statistics="episodes")
-    close(episodes.advantage, 5, 5, -5, -5, -5, -5)
+    printed(episodes.advantage, 5, 5, -5, -5, -5, -5)
 
 
 def test_gigpo_singletons__code() -> None:
     """A group of one row passes its score through; a group of one longer episode only if episodes are counted."""
     tree, reward, state = tree_of([1], [2]), doubles(3, 0, 2), torch.tensor([0, 0, 1])
-    close(gigpo(tree, reward=reward, state=state).advantage, 3, 0, 0, atol=4e-6)
-    close(gigpo(tree, reward=reward, state=state, statistics="episodes").advantage, 3, 2, 2, atol=4e-6)
+    printed(gigpo(tree, reward=reward, state=state).advantage, 3, 0, 0, atol=4e-6)
+    printed(gigpo(tree, reward=reward, state=state, statistics="episodes").advantage, 3, 2, 2, atol=4e-6)
     for statistics in ("rows", "episodes"):
         credit = gigpo(tree, reward=reward, state=state, statistics=statistics, singleton="zero", eps=None)
         assert bool((credit.advantage == 0).all())
@@ -309,17 +310,17 @@ TAG = torch.tensor([0, 1, 1, 2, 0, 1, 3])
 
 def test_rlvmr_levels__code() -> None:
     credit = rlvmr(SEVEN, score=SCORE, meta=META, tag=TAG)
-    close(credit.terms["episode"], *[0.801768] * 4, -1.062809, -1.062809, -1.081455)
-    close(credit.terms["meta"], 0.707106, 0.577349, -1.154699, 0.999999, -0.707106, 0.577349, 0)
+    printed(credit.terms["episode"], *[0.801768] * 4, -1.062809, -1.062809, -1.081455)
+    printed(credit.terms["meta"], 0.707106, 0.577349, -1.154699, 0.999999, -0.707106, 0.577349, 0)
 
 
 def test_rlvmr_totals__code() -> None:
     one = rlvmr(SEVEN, score=SCORE, meta=META, tag=TAG)
-    close(one.advantage, 1.508874, 1.379117, -0.352930, 1.801767, -1.769915, -0.485460, -1.081455, atol=1e-6)
+    printed(one.advantage, 1.508874, 1.379117, -0.352930, 1.801767, -1.769915, -0.485460, -1.081455, atol=1e-6)
     half = rlvmr(SEVEN, score=SCORE, meta=META, tag=TAG, w=0.5)
-    close(half.advantage, 1.155321, 1.090443, 0.224419, 1.301768, -1.416362, -0.774134, -1.081455, atol=1e-6)
+    printed(half.advantage, 1.155321, 1.090443, 0.224419, 1.301768, -1.416362, -0.774134, -1.081455, atol=1e-6)
     mean = rlvmr(SEVEN, score=SCORE, meta=META, tag=TAG, eps=None)
-    close(mean.terms["episode"], 4.3, 4.3, 4.3, 4.3, -5.7, -5.7, -5.8, atol=1e-12)
+    printed(mean.terms["episode"], 4.3, 4.3, 4.3, 4.3, -5.7, -5.7, -5.8, atol=1e-12)
     zero = rlvmr(SEVEN, score=SCORE, meta=META, tag=TAG, singleton="zero")
     assert zero.terms["meta"][3] == 0
 

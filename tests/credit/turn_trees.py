@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from checks import doubles
 from torch import Tensor
 
 from echelon.spans import Spans, SpanTree
-
-
-def doubles(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def flat(nested: Any) -> Tensor:
@@ -25,8 +21,3 @@ def tree_of(*groups: list[int]) -> SpanTree:
     """Groups of episodes of these lengths."""
     episode = Spans.from_lengths([length for group in groups for length in group])
     return SpanTree({"group": Spans.from_lengths([sum(group) for group in groups]), "episode": (episode, "group")})
-
-
-def close(actual: Tensor, *numbers: float, atol: float = 6e-7) -> None:
-    """Equal to what is printed with six digits."""
-    torch.testing.assert_close(actual, doubles(*numbers), atol=atol, rtol=0)
