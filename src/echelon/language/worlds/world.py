@@ -195,7 +195,7 @@ def tasks(name: str, split: str, count: int, seed: int, kinds: Sequence[str] | N
 
 
 def split_seed(split: str, *keys: str | int) -> int:
-    """A seed below 2^48 from `keys`, another one for each; its remainder modulo 3 is the split, so splits are disjoint."""
+    """A seed below 2^48 from `keys`; its remainder modulo 3 tells the split, so that splits never share one."""
     digest = hashlib.blake2b(repr((split, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (2**48 // 3) * 3 + SPLITS.index(split)
 
