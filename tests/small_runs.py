@@ -21,7 +21,7 @@ from torch import Tensor
 
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store, write_store
-from echelon.training import checkpoint, evaluation, run
+from echelon.training import checkpoint, evaluation, offline
 from echelon.training.agent import Agent, DataSpec
 from echelon.training.config import Config
 from echelon.training.evaluation import Evaluator
@@ -94,7 +94,7 @@ def tiny_world(store: Store) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(evaluation, "make_env", lambda name: TinyWorld())
-        patch.setattr(run, "ensure", lambda name, transitions, say: store)
+        patch.setattr(offline, "ensure", lambda name, transitions, say: store)
         yield
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from echelon.hierarchy.level import Level
 from echelon.training.config import Config
 from echelon.training.runtime import Runtime
+from echelon.training.trainer import Trainable, Trainer
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -55,10 +56,17 @@ class Update:
     repeat: int = 1
 
 
-class Agent(nn.Module, ABC):
+class Agent(nn.Module, Trainable, ABC):
     """Base of every trainable system. Subclasses are final: they add networks and implement `updates` and `levels`."""
 
     Config: ClassVar[type[Config]]
+
+    @classmethod
+    def trainer(cls) -> type[Trainer]:
+        """The offline loop."""
+        from echelon.training.offline import OfflineRun
+
+        return OfflineRun
 
     @abstractmethod
     def updates(self) -> tuple[Update, ...]:

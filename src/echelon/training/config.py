@@ -13,12 +13,12 @@ from typing import Any, ClassVar, TypeVar
 from echelon.data.goals import GoalSpec
 from echelon.errors import UsageError, unknown
 
-C = TypeVar("C", bound="Config")
+C = TypeVar("C", bound="RunConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """What every run has. Systems add their hyper-parameters; the defaults are the published ones."""
+class RunConfig:
+    """What every run has, whatever it trains."""
 
     system: ClassVar[str]
     """Registry name of the system that this configures."""
@@ -29,12 +29,6 @@ class Config:
     """Seed of initial weights, batches and evaluation. Results report 0, 1, 2, …; tune on 100 and up."""
     updates: int = 1_000_000
     """Gradient steps (OGBench: 1 M from states)."""
-    batch_size: int = 1024
-    """Transitions a batch."""
-    transitions: int | None = None
-    """Train on the first episodes that hold this many transitions; all when absent."""
-    lr: float = 3e-4
-    """Adam's learning rate."""
     eval_every: int = 100_000
     """Updates between evaluations; the reported score is the mean over the last three."""
     eval_episodes: int = 50
@@ -49,13 +43,29 @@ class Config:
         if not holds:
             raise UsageError(f"{self.system}: {name} must be {what}, got {getattr(self, name)}")
 
+    def __post_init__(self) -> None:
+        for name in ("updates", "eval_every", "eval_episodes", "log_every", "checkpoint_every"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """What every offline run has. Systems add their hyper-parameters; the defaults are the published ones."""
+
+    batch_size: int = 1024
+    """Transitions a batch."""
+    transitions: int | None = None
+    """Train on the first episodes that hold this many transitions; all when absent."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of an offline batch, by name; none for systems without goals."""
         return {}
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "eval_every", "eval_episodes", "log_every", "checkpoint_every"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
+        super().__post_init__()
+        self.require("batch_size", self.batch_size >= 1, "at least 1")
         self.require("transitions", self.transitions is None or self.transitions >= 1, "at least 1")
         self.require("lr", 0 < self.lr < math.inf, "positive")
         try:
@@ -64,7 +74,7 @@ class Config:
             raise UsageError(f"{type(self).system}: {error}") from error
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain JSON data: {"system": name, "config": {field: value}}."""
     return {"system": config.system, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,26 @@ import torch
 from torch import Tensor
 
 from echelon.data.source import OfflineSource
-from echelon.errors import CheckpointError
+from echelon.data.store import Store
+from echelon.envs.ensure import ensure
+from echelon.errors import CheckpointError, DataError
 from echelon.training import checkpoint
 from echelon.training.agent import Agent, DataSpec, Learner, Metrics
 from echelon.training.config import Config
-from echelon.training.evaluation import Evaluator
+from echelon.training.evaluation import Evaluator, score
 from echelon.training.interrupt import Interrupt
 from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
 from echelon.training.progress import Progress
 from echelon.training.runtime import Runtime
 from echelon.training.seeding import random_states, restore_random_states
+from echelon.training.trainer import Say, Trainer
+
+DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
 
 
 @dataclass
-class OfflineRun:
-    """Everything that one run's training state consists of; `train` moves it, checkpoints hold it."""
+class OfflineRun(Trainer):
+    """Training from a data set, evaluation on the test tasks of its environment."""
 
     directory: Path
     config: Config
@@ -40,6 +46,54 @@ class OfflineRun:
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.agent, self.runtime)
+
+    @classmethod
+    def inputs(cls, config: Config, say: Say) -> Store:
+        """The data set, made or fetched if need be."""
+        return ensure(config.env, config.transitions, say=say)
+
+    @classmethod
+    def facts(cls, inputs: Store) -> dict[str, dict[str, Any]]:
+        """Sizes of observations and actions; what the data are."""
+        columns = inputs.manifest["columns"]
+        spec = {f"{name}_dim": columns[f"{name}s"]["shape"][-1] for name in ("observation", "action")}
+        return {"spec": spec, "data": {key: inputs.manifest.get(key) for key in DATA_FACTS}}
+
+    @classmethod
+    def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: Store) -> None:
+        """Refuse other data. The name may differ: a larger set of the same recipe begins with the smaller."""
+        deciding = ("recipe", "regenerated", "seed", "episodes", "transitions")
+        before, now = recorded["data"], inputs.manifest
+        changes = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in deciding if before.get(k) != now.get(k)]
+        if changes:
+            raise DataError(
+                f"{directory} was begun on other data than are stored now ({', '.join(changes)}); start another run"
+            )
+
+    @classmethod
+    def build(cls, system: type[Agent], config: Config, directory: Path, runtime: Runtime, inputs: Store) -> OfflineRun:
+        """A run at step 0."""
+        source = OfflineSource(inputs, config.goals(), config.batch_size, config.seed, runtime.device)
+        agent = build_agent(system, config, DataSpec(source.observations.shape[-1], source.actions.shape[-1]))
+        evaluator = Evaluator(config.env, config.eval_episodes, config.seed)
+        return cls(directory, config, agent.to(runtime.device), source, runtime, evaluator)
+
+    @classmethod
+    def load(cls, system: type[Agent], config: Config, spec: Mapping[str, Any], found: checkpoint.Checkpoint) -> Agent:
+        """The agent with a checkpoint's weights."""
+        agent = build_agent(system, config, DataSpec(**spec))
+        load_weights(agent, found)
+        return agent.eval()
+
+    @classmethod
+    def evaluate(cls, agent: Agent, config: Config, step: int, episodes: int, seed: int) -> dict[str, Any]:
+        """Success by task."""
+        return Evaluator(config.env, episodes, seed).run(agent, step).row
+
+    def result(self) -> dict[str, Any]:
+        """The mean success over the last evaluations."""
+        evaluation_s = sum(row["seconds"] for row in self.evaluations)
+        return {**score(self.evaluations), "updates": self.step, "evaluation_s": round(evaluation_s, 1)}
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""

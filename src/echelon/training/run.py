@@ -5,31 +5,24 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from echelon.data.source import OfflineSource
-from echelon.envs.ensure import ensure
-from echelon.errors import CheckpointError, DataError, UsageError
+from echelon.errors import CheckpointError, UsageError
 from echelon.training import checkpoint
-from echelon.training.agent import Agent, DataSpec
 from echelon.training.codehash import code_hash
-from echelon.training.config import Config, from_json, read_json, to_json
-from echelon.training.evaluation import Evaluator, score
-from echelon.training.offline import OfflineRun, build_agent, load_weights
+from echelon.training.config import RunConfig, from_json, read_json, to_json
 from echelon.training.runtime import Runtime, choose
 from echelon.training.seeding import seed_everything
+from echelon.training.trainer import Say, Trainable, Trainer
 
-Say = Callable[[str], None]
-DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
 LEFT_BY_A_KILLED_START = {".lock", "config.json.tmp"}
 
 
 def train(
-    cls: type[Agent],
-    config: Config,
+    cls: type[Trainable],
+    config: RunConfig,
     out: Path | str | None = None,
     *,
     device: str = "auto",
@@ -45,7 +38,8 @@ def train(
     """
     directory = Path(out) if out is not None else default_directory(config)
     check_directory(directory, config)
-    store = ensure(config.env, config.transitions, say=say)
+    trainer = cls.trainer()
+    inputs = trainer.inputs(config, say)
     with checkpoint.RunLock(directory):
         check_directory(directory, config)  # again: another process may have begun its run meanwhile
         if (directory / "result.json").exists():
@@ -56,21 +50,18 @@ def train(
             say(f"refused: {refused}; using {found.path.name if found else ''}")
         recorded = _recorded(directory) if found else None
         if recorded is not None:
-            _check_data(directory, recorded["data"], store.manifest)
+            trainer.check(directory, recorded, inputs)
             device = recorded["device"] if device == "auto" else device
         runtime = choose(device, precision, threads, recorded)
         with runtime.active():
             say(f"{config.system} on {config.env}, seed {config.seed}: {runtime.describe()}")
             seed_everything(config.seed)
-            source = OfflineSource(store, config.goals(), config.batch_size, config.seed, runtime.device)
-            agent = build_agent(cls, config, DataSpec(source.observations.shape[-1], source.actions.shape[-1]))
-            evaluator = Evaluator(config.env, config.eval_episodes, config.seed)
-            run = OfflineRun(directory, config, agent.to(runtime.device), source, runtime, evaluator)
+            run = trainer.build(cls, config, directory, runtime, inputs)
             if found:
                 run.restore(found)
                 say(f"resumed at step {run.step}")
             else:
-                _begin(directory, cls, config, runtime, store.manifest)
+                _begin(directory, config, runtime, trainer.facts(inputs))
             finished = run.train(tensorboard)
         if finished:
             _finish(run)
@@ -79,16 +70,15 @@ def train(
     return None
 
 
-def evaluate(cls: type[Agent], directory: Path | str, episodes: int, seed: int = 0) -> dict[str, Any]:
+def evaluate(cls: type[Trainable], directory: Path | str, episodes: int, seed: int = 0) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint with `episodes` episodes a task; returns success by task. Writes nothing."""
     directory = Path(directory)
     agent, step = load_agent(cls, directory)
-    config = load_config(cls, directory)
     with choose("cpu", "float32").active():
-        return Evaluator(config.env, episodes, seed).run(agent, step).row
+        return cls.trainer().evaluate(agent, load_config(cls, directory), step, episodes, seed)
 
 
-def load_config(cls: type[Agent], directory: Path | str) -> Config:
+def load_config(cls: type[Trainable], directory: Path | str) -> Any:
     """The configuration that a run was started with."""
     document = read_json(Path(directory) / "config.json")
     if document["system"] != cls.Config.system:
@@ -96,23 +86,21 @@ def load_config(cls: type[Agent], directory: Path | str) -> Config:
     return from_json(cls.Config, document["config"])
 
 
-def load_agent(cls: type[Agent], directory: Path | str) -> tuple[Agent, int]:
+def load_agent(cls: type[Trainable], directory: Path | str) -> tuple[Any, int]:
     """A run's agent with the weights of its newest checkpoint, on the CPU, and the step of that checkpoint."""
     found = checkpoint.latest(directory)
     if found is None:
         raise CheckpointError(f"{directory} has no checkpoint yet; train it first: echelon resume {directory}")
-    spec = DataSpec(**json.loads((Path(directory) / "identity.json").read_text())["spec"])
-    agent = build_agent(cls, load_config(cls, directory), spec)
-    load_weights(agent, found)
-    return agent.eval(), found.step
+    spec = _recorded(Path(directory))["spec"]
+    return cls.trainer().load(cls, load_config(cls, directory), spec, found), found.step
 
 
-def default_directory(config: Config) -> Path:
+def default_directory(config: RunConfig) -> Path:
     """Where a run goes when nothing else is said."""
     return Path("runs") / f"{config.system}-{config.env}" / f"seed-{config.seed}"
 
 
-def check_directory(directory: Path, config: Config) -> None:
+def check_directory(directory: Path, config: RunConfig) -> None:
     """Refuse a directory that holds something else than a run of this configuration."""
     file = directory / "config.json"
     if not file.exists():
@@ -129,16 +117,13 @@ def check_directory(directory: Path, config: Config) -> None:
         )
 
 
-def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, manifest: dict[str, Any]) -> None:
-    spec = {"observation_dim": manifest["columns"]["observations"]["shape"][-1],
-            "action_dim": manifest["columns"]["actions"]["shape"][-1]}  # fmt: skip
+def _begin(directory: Path, config: RunConfig, runtime: Runtime, facts: dict[str, dict[str, Any]]) -> None:
     identity = {
         "commit": _commit(),
         "code_hash": code_hash(type(config).__module__),
         "seed": config.seed,
         **runtime.identity(),
-        "spec": spec,
-        "data": {key: manifest.get(key) for key in DATA_FACTS},
+        **facts,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     # the configuration first: a directory that holds one can always be resumed
@@ -146,12 +131,10 @@ def _begin(directory: Path, cls: type[Agent], config: Config, runtime: Runtime, 
     checkpoint.write_json(directory / "identity.json", identity)
 
 
-def _finish(run: OfflineRun) -> None:
+def _finish(run: Trainer) -> None:
     result = {
-        **score(run.evaluations),
-        "updates": run.step,
+        **run.result(),
         "train_s": round(run.train_s, 1),
-        "evaluation_s": round(sum(row["seconds"] for row in run.evaluations), 1),
         "load": round(os.getloadavg()[0], 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -160,15 +143,6 @@ def _finish(run: OfflineRun) -> None:
 
 def _recorded(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "identity.json").read_text())
-
-
-def _check_data(directory: Path, recorded: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Refuse to resume on other data. The name may differ: a larger set of the same recipe begins with the smaller."""
-    deciding = ("recipe", "regenerated", "seed", "episodes", "transitions")
-    differ = [key for key in deciding if recorded.get(key) != manifest.get(key)]
-    if differ:
-        changes = ", ".join(f"{key} was {recorded.get(key)}, is {manifest.get(key)}" for key in differ)
-        raise DataError(f"{directory} was begun on other data than are stored now ({changes}); start another run")
 
 
 def _commit() -> str | None:
