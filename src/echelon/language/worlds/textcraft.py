@@ -1,0 +1,147 @@
+"""TextCraft: craft an item of Minecraft from a list of recipes, by text commands (Prasad et al., arXiv 2311.05772).
+
+The commands, their rules and every sentence shown are those of the package `textcraft` (0.0.3). The games are made
+here (see `_crafting` for why): a goal item, all recipes that can take part in making it, and a chosen number of
+distractors, in random order. Commands: `get 2 oak logs`, `craft 4 oak planks using 1 oak logs`, `inventory`. The reward
+is 1 when the goal has been crafted, and the episode ends there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from echelon.errors import UsageError
+from echelon.language.worlds._crafting import Kitchen, new_env, plan, recipe_book
+from echelon.language.worlds.world import BaseWorld, Observation, Task, split_seed
+
+MAX_DIGITS = 6
+"""A `get` with a longer amount is refused: Python will not read a number of thousands of digits."""
+
+
+class TextCraft(BaseWorld):
+    """The world; kinds are the crafting depths of the goal, splits have different goal items.
+
+    `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
+    `Observation.info` has `goal`, `inventory` {item: count} and, at a reset, `recipes` (as shown), `depth` and `needed`
+    (number of recipes that are no distractors). `state` is the goal with the inventory.
+    """
+
+    name: ClassVar[str] = "textcraft"
+    kinds: ClassVar[tuple[str, ...]] = ("depth1", "depth2", "depth3", "depth4")
+
+    def __init__(self, distractors: int = 10, limit: int = 40):
+        """`distractors`: recipes shown beside those needed; those that share an ingredient with them come first."""
+        super().__init__(limit)
+        if distractors < 0:
+            raise UsageError(f"distractors is {distractors}; it is a number of recipes")
+        self.distractors = distractors
+        self._env = new_env()
+        self._book = recipe_book()
+        self._goal = ""
+        self._kitchen = Kitchen((), {})
+        self._plan: list[str] | None = None
+
+    @classmethod
+    def tasks(cls, split: str, count: int, seed: int, kinds: Sequence[str]) -> list[Task]:
+        """The kinds in turn; every goal of the split and kind once, in random order, before any comes again."""
+        made: list[Task] = []
+        pools = {kind: goals(kind, split) for kind in kinds}
+        orders: dict[tuple[str, int], np.ndarray] = {}
+        for number in range(count):
+            kind = kinds[number % len(kinds)]
+            turn, place = divmod(number // len(kinds), len(pools[kind]))
+            if (kind, turn) not in orders:
+                rng = np.random.default_rng(split_seed(split, cls.name, kind, seed, turn))
+                orders[kind, turn] = rng.permutation(len(pools[kind]))
+            index = goals(kind).index(pools[kind][orders[kind, turn][place]])
+            made.append(Task(cls.name, kind, index, split_seed(split, cls.name, kind, seed, number, "game"), split))
+        return made
+
+    def plan(self, item: str | None = None, count: int = 1) -> tuple[str, ...] | None:
+        """The expert's commands from here to `count` more of `item` (default: the goal); None if it knows no way."""
+        steps = plan(self._kitchen, self._book, item or self._goal, count, self._inventory())
+        return None if steps is None else tuple(steps)
+
+    def expert(self) -> str | None:
+        """Next command of the recursive plan; planned anew when something else was done."""
+        if self._seen.done:
+            return None
+        if self._plan is None:
+            self._plan = list(self.plan() or ())
+        return self._plan[0] if self._plan else None
+
+    def _start(self, task: Task) -> Observation:
+        known = goals(task.kind)
+        if not 0 <= task.index < len(known):
+            raise UsageError(f"task index is {task.index}; {task.kind} of textcraft has {len(known)} goals")
+        rng = np.random.default_rng(task.seed)
+        self._goal, self._plan = known[task.index], None
+        needed = self._book.needed(self._goal)
+        related = self._book.related(needed)
+        others = [recipe for recipe in self._book.recipes if recipe not in {*needed, *related}]
+        pool = [related[i] for i in rng.permutation(len(related))] + [others[i] for i in rng.permutation(len(others))]
+        shown = [*needed, *pool[: self.distractors]]
+        shown = [shown[i] for i in rng.permutation(len(shown))]
+        members = {tag: tuple(rng.permutation(items).tolist()) for tag, items in self._book.members.items()}
+        self._kitchen = Kitchen(tuple(shown), members)
+        self._env.goal, self._env.inventory = _item_id(self._goal), {}
+        lines = "\n".join(recipe.text for recipe in shown)
+        more = {"recipes": tuple(r.text for r in shown), "depth": self._book.depth[self._goal], "needed": len(needed)}
+        return self._observe(f"Crafting commands:\n{lines}\n\nGoal: craft {self._goal}.", more=more)
+
+    def _act(self, action: str) -> Observation:
+        if re.match(rf"get [0-9]{{{MAX_DIGITS + 1},}} ", action):
+            text, reward, terminated = f"Could not execute {action}", 0.0, False
+        else:
+            text, reward, terminated, _, _ = self._env.step(action)
+        if self._plan and self._plan[0] == action:
+            self._plan = self._plan[1:]
+        else:
+            self._plan = None
+        valid = not text.startswith(("Could not", "Wrong item format"))
+        return self._observe(text, reward=float(reward), terminated=terminated, valid=valid)
+
+    def _observe(
+        self,
+        text: str,
+        reward: float = 0.0,
+        terminated: bool = False,
+        valid: bool = True,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Observation:
+        inventory = self._inventory()
+        held = ", ".join(f"{count} {item}" for item, count in sorted(inventory.items()))
+        finds = [f"get {count} {item}" for item, counts in self._kitchen.amounts.items() for count in counts]
+        admissible = () if terminated else ("inventory", *self._kitchen.crafts(inventory), *finds)
+        info = {"goal": self._goal, "inventory": inventory, **more}
+        return Observation(text, admissible, f"{self._goal} | {held}", reward, terminated, valid=valid, info=info)
+
+    def _inventory(self) -> dict[str, int]:
+        return {_item_name(item): count for item, count in self._env.inventory.items() if count > 0}
+
+
+@cache
+def goals(kind: str, split: str | None = None) -> tuple[str, ...]:
+    """The goal items of one depth, or those of them that belong to a split: three fifths, one fifth and one fifth."""
+    depth = int(kind.removeprefix("depth"))
+    items = [item for item, at in recipe_book().depth.items() if at == depth]
+    items.sort(key=lambda item: hashlib.blake2b(item.encode(), digest_size=8).digest())
+    if split is None:
+        return tuple(items)
+    of_place = ("test", "train", "valid", "train", "train")
+    return tuple(item for place, item in enumerate(items) if of_place[place % len(of_place)] == split)
+
+
+def _item_id(name: str) -> str:
+    return "minecraft:" + name.replace(" ", "_")
+
+
+def _item_name(item_id: str) -> str:
+    return item_id.removeprefix("minecraft:").replace("_", " ")
