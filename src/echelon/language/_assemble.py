@@ -81,12 +81,13 @@ def take_episodes(loose: Loose, ids: Tensor) -> Loose:
 
 def join(parts: Sequence[Loose]) -> Loose:
     """One after the other; episodes must still be sorted, by `take_episodes`."""
-    at = {"text": 0, "agent": 0, "kind": 0, "episode": 0, "stream": 0, "call": 0}
+    at = dict.fromkeys(("text", "agent", "kind", "episode", "stream", "call"), 0)
     moved = []
     for part in parts:
         moved.append(_move(part, at))
-        sizes = (part.texts, part.agents, part.kinds, part.episodes.uid, part.streams.episode, part.calls.stream)
-        at = {name: start + len(column) for (name, start), column in zip(at.items(), sizes, strict=True)}
+        rows = [len(column) for column in (part.episodes.uid, part.streams.episode, part.calls.stream)]
+        sizes = [len(part.texts), len(part.agents), len(part.kinds), *rows]
+        at = {name: start + size for (name, start), size in zip(at.items(), sizes, strict=True)}
     return Loose(
         episodes=stack([part.episodes for part in moved]),
         streams=stack([part.streams for part in moved]),

@@ -16,6 +16,7 @@ from echelon.language._entries import CallRow, EpisodeBuilder, StreamRow
 from echelon.language._tables import MISSING, Calls, Episodes, Items, Streams
 
 _INT, _FLOAT = np.int64, np.float32
+_PLAIN = ("policy", "use", "end", "valid", "state", "reward", "temperature", "seed", "started", "finished")
 _DTYPES = {"valid": np.bool_, "reward": _FLOAT, "temperature": _FLOAT, "started": np.float64, "finished": np.float64}
 
 
@@ -115,30 +116,17 @@ def _origin(builder: EpisodeBuilder, numbers: Mapping[int, list[int]]) -> tuple[
 
 def _calls(calls: list[tuple[int, CallRow, int]], texts: _Names) -> Calls:
     rows = [row for _, row, _ in calls]
-    plain = {
-        name: _column((row.plain[name] for row in rows), _DTYPES.get(name, _INT))
-        for name in ("policy", "use", "end", "valid", "state", "reward", "temperature", "seed", "started", "finished")
+    columns: dict[str, Any] = {
+        name: _column((row.plain[name] for row in rows), _DTYPES.get(name, _INT)) for name in _PLAIN
     }
-    named = {
-        name: _column(texts[row.texts[name]] if name in row.texts else -1 for row in rows)
-        for name in ("obs_text", "out_text", "state_text")
-    }
-    unset = torch.full((len(rows),), -1, dtype=torch.int64)
-    groups = {
-        "begin": _sparse([row.begin for row in rows], MISSING["begin"], np.bool_),
-        "label": _sparse([row.label for row in rows], MISSING["label"], _INT),
-        "part": _sparse([row.part for row in rows], MISSING["part"], _FLOAT),
-        "value": _sparse([row.value for row in rows], MISSING["value"], _FLOAT),
-    }
+    for name in ("obs_text", "out_text", "state_text"):
+        columns[name] = _column(texts[row.texts[name]] if name in row.texts else -1 for row in rows)
+    for name in ("out", "given", "given_cut"):  # known once there is a forest
+        columns[name] = torch.full((len(rows),), -1, dtype=torch.int64)
+    for name, dtype in (("begin", np.bool_), ("label", _INT), ("part", _FLOAT), ("value", _FLOAT)):
+        columns[name] = _sparse([getattr(row, name) for row in rows], MISSING[name], dtype)
     return Calls(
-        stream=_column(stream for stream, _, _ in calls),
-        parent=_column(parent for _, _, parent in calls),
-        out=unset,
-        given=unset,
-        given_cut=unset,
-        **plain,
-        **named,
-        **groups,
+        stream=_column(stream for stream, _, _ in calls), parent=_column(parent for _, _, parent in calls), **columns
     )
 
 

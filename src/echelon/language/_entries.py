@@ -182,7 +182,7 @@ class EpisodeBuilder:
         self._paid(call).plain["reward"] += float(value)
 
     def part(self, name: str, value: float, call: int | None = None) -> None:
-        """Set the reward term `name`, NaN where it could not be told, of `call` or else of the latest one that acted."""
+        """Set the reward term `name`, NaN if it could not be told, of `call` or else of the latest one that acted."""
         self._paid(call).part[name] = float(value)
 
     def done(self, *, terminated: bool = False, truncated: bool = False) -> None:
