@@ -127,6 +127,8 @@ class Kitchen:
     recipes: tuple[Recipe, ...]
     members: Mapping[str, tuple[str, ...]]
     """Items of each tag; their order is the expert's preference among equally short ways."""
+    crafted: Collection[str]
+    """Items that have a recipe somewhere in the book: they cannot be found, even where it is not shown."""
 
     @cached_property
     def of(self) -> Mapping[str, tuple[Recipe, ...]]:
@@ -151,7 +153,7 @@ class Kitchen:
             for name, count in recipe.inputs:
                 for item in self.members.get(name, (name,)):
                     amount = min(repeats * count, MAX_AMOUNT)
-                    if item not in self.of and name not in self.members:
+                    if item not in self.crafted and name not in self.members:
                         found.setdefault(item, set()).add(amount)
                     for source in self.of.get(item, ()):
                         needed = ceil(amount / source.count)
@@ -178,7 +180,7 @@ def craft_text(recipe: Recipe, items: Sequence[str]) -> str:
     return f"craft {recipe.count} {recipe.output} using {parts}"
 
 
-def plan(kitchen: Kitchen, book: RecipeBook, goal: str, count: int, inventory: Mapping[str, int]) -> list[str] | None:
+def plan(kitchen: Kitchen, goal: str, count: int, inventory: Mapping[str, int]) -> list[str] | None:
     """Commands that craft `count` of `goal` beyond those in `inventory`; None if the recipes shown do not lead there.
 
     Recursive: every input is taken from the inventory, found, or crafted by the recipe with the fewest commands; an
@@ -186,7 +188,7 @@ def plan(kitchen: Kitchen, book: RecipeBook, goal: str, count: int, inventory: M
     once, in the whole amount that the plan needs.
     """
     stock = {item: held for item, held in inventory.items() if held > 0 and item != goal}
-    steps = _Planner(kitchen, book).obtain(goal, count, stock, frozenset())
+    steps = _Planner(kitchen).obtain(goal, count, stock, frozenset())
     return None if steps is None else _gather_finds(kitchen, steps)
 
 
@@ -198,7 +200,6 @@ _Way = list[_Step] | None
 @dataclass(frozen=True)
 class _Planner:
     kitchen: Kitchen
-    book: RecipeBook
 
     def obtain(self, item: str, count: int, stock: dict[str, int], above: frozenset[str]) -> _Way:
         """Steps to `count` of `item`; takes what it uses out of `stock` and leaves there what remains over."""
@@ -207,7 +208,7 @@ class _Planner:
         count -= taken
         if count == 0:
             return []
-        if item not in self.book.depth:
+        if item not in self.kitchen.crafted:
             return [(item, count)]
         if item in above or len(above) >= MAX_PLAN_DEPTH:
             return None

@@ -54,8 +54,8 @@ class Reasoning(BaseWorld):
         """Options of the questions and of the expert.
 
         `digits`: of every number in the sums and products; gcd and lcm are of numbers up to 10^(digits + 1), and there
-        are up to 15 of an animal whatever it is. `attempts`: answers allowed (above 1, a wrong one may be revised). `redundancy`:
-        the expert checks each of its steps up to so many times, a number drawn for each step.
+        are up to 15 of an animal whatever it is. `attempts`: answers allowed; above 1, a wrong one may be revised.
+        `redundancy`: the expert checks each of its steps up to so many times, a number drawn for each step.
         """
         super().__init__(limit=attempts)
         for option, value, least in (("digits", digits, 1), ("redundancy", redundancy, 0)):
@@ -71,13 +71,15 @@ class Reasoning(BaseWorld):
         return None if self._seen.done else self._solution(None)
 
     def corrupt(self, action: str, rng: np.random.Generator) -> str:
-        """The expert's response with a slip of up to 9 in one step, carried through to an answer that is wrong."""
+        """The expert's response with a slip of up to 9 in one step that leads to a wrong answer, or in the answer."""
+        size = 0
         for _ in range(MAX_SLIPS):
             size = int(rng.integers(1, 10)) * int(rng.choice((-1, 1)))
             slipped = self._solution((float(rng.random()), size))
             if extract_answer(slipped) != self._item["answer"]:
                 return slipped
-        return action
+        written, _, _ = self._solution(None).rpartition("<answer>")
+        return f"{written}<answer> {int(self._item['answer']) + abs(size)} </answer>"
 
     def _start(self, task: Task) -> Observation:
         family, _, number = task.kind.partition("-")

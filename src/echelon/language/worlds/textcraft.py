@@ -22,7 +22,7 @@ from echelon.language.worlds._crafting import Kitchen, new_env, plan, recipe_boo
 from echelon.language.worlds.world import BaseWorld, Observation, Task, split_seed
 
 MAX_DIGITS = 6
-"""A `get` with a longer amount is refused: Python will not read a number of thousands of digits."""
+"""Commands with a longer number are refused: Python will not read one of thousands of digits."""
 
 
 class TextCraft(BaseWorld):
@@ -45,8 +45,8 @@ class TextCraft(BaseWorld):
         self._env = new_env()
         self._book = recipe_book()
         self._goal = ""
-        self._kitchen = Kitchen((), {})
-        self._plan: list[str] | None = None
+        self._kitchen = Kitchen((), {}, ())
+        self._plan: tuple[str, ...] = ()
 
     @classmethod
     def tasks(cls, split: str, count: int, seed: int, kinds: Sequence[str]) -> list[Task]:
@@ -66,15 +66,15 @@ class TextCraft(BaseWorld):
 
     def plan(self, item: str | None = None, count: int = 1) -> tuple[str, ...] | None:
         """The expert's commands from here to `count` more of `item` (default: the goal); None if it knows no way."""
-        steps = plan(self._kitchen, self._book, item or self._goal, count, self._inventory())
+        steps = plan(self._kitchen, item or self._goal, count, self._inventory())
         return None if steps is None else tuple(steps)
 
     def expert(self) -> str | None:
         """Next command of the recursive plan; planned anew when something else was done."""
         if self._seen.done:
             return None
-        if self._plan is None:
-            self._plan = list(self.plan() or ())
+        if not self._plan:
+            self._plan = self.plan() or ()
         return self._plan[0] if self._plan else None
 
     def _start(self, task: Task) -> Observation:
@@ -82,7 +82,7 @@ class TextCraft(BaseWorld):
         if not 0 <= task.index < len(known):
             raise UsageError(f"task index is {task.index}; {task.kind} of textcraft has {len(known)} goals")
         rng = np.random.default_rng(task.seed)
-        self._goal, self._plan = known[task.index], None
+        self._goal, self._plan = known[task.index], ()
         needed = self._book.needed(self._goal)
         related = self._book.related(needed)
         others = [recipe for recipe in self._book.recipes if recipe not in {*needed, *related}]
@@ -90,21 +90,18 @@ class TextCraft(BaseWorld):
         shown = [*needed, *pool[: self.distractors]]
         shown = [shown[i] for i in rng.permutation(len(shown))]
         members = {tag: tuple(rng.permutation(items).tolist()) for tag, items in self._book.members.items()}
-        self._kitchen = Kitchen(tuple(shown), members)
+        self._kitchen = Kitchen(tuple(shown), members, self._book.depth)
         self._env.goal, self._env.inventory = _item_id(self._goal), {}
         lines = "\n".join(recipe.text for recipe in shown)
         more = {"recipes": tuple(r.text for r in shown), "depth": self._book.depth[self._goal], "needed": len(needed)}
         return self._observe(f"Crafting commands:\n{lines}\n\nGoal: craft {self._goal}.", more=more)
 
     def _act(self, action: str) -> Observation:
-        if re.match(rf"get [0-9]{{{MAX_DIGITS + 1},}} ", action):
+        if re.search(rf"[0-9]{{{MAX_DIGITS + 1},}}", action):
             text, reward, terminated = f"Could not execute {action}", 0.0, False
         else:
             text, reward, terminated, _, _ = self._env.step(action)
-        if self._plan and self._plan[0] == action:
-            self._plan = self._plan[1:]
-        else:
-            self._plan = None
+        self._plan = self._plan[1:] if self._plan[:1] == (action,) else ()
         valid = not text.startswith(("Could not", "Wrong item format"))
         return self._observe(text, reward=float(reward), terminated=terminated, valid=valid)
 
