@@ -80,7 +80,8 @@ class RecipeBook:
     def related(self, recipes: Collection[Recipe]) -> tuple[Recipe, ...]:
         """Recipes that share an input with `recipes` and are not among them."""
         found = {use: None for recipe in recipes for name, _ in recipe.inputs for use in self.uses[name]}
-        return tuple(use for use in found if use not in recipes)
+        known = set(recipes)
+        return tuple(use for use in found if use not in known)
 
 
 @cache

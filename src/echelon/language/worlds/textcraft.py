@@ -85,7 +85,8 @@ class TextCraft(BaseWorld):
         self._goal, self._plan = known[task.index], ()
         needed = self._book.needed(self._goal)
         related = self._book.related(needed)
-        others = [recipe for recipe in self._book.recipes if recipe not in {*needed, *related}]
+        near = {*needed, *related}
+        others = [recipe for recipe in self._book.recipes if recipe not in near]
         pool = [related[i] for i in rng.permutation(len(related))] + [others[i] for i in rng.permutation(len(others))]
         shown = [*needed, *pool[: self.distractors]]
         shown = [shown[i] for i in rng.permutation(len(shown))]
