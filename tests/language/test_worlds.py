@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -141,6 +143,28 @@ def test_a_task_makes_the_same_game_in_any_world_and_order(name: str) -> None:
     played = [expert_episode(world, task, 0.3) for task in made]
     again = [expert_episode(other, task, 0.3) for task in reversed(made)]
     assert played == again[::-1]
+
+
+def test_another_process_makes_the_same_games() -> None:
+    code = (
+        "from echelon.language.worlds.world import *\n"
+        "for name in ('reasoning', 'textcraft'):\n"
+        "    world = make(name)\n"
+        "    for task in tasks(name, 'train', 8, 5):\n"
+        "        print(expert_episode(world, task, 0.3))\n"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1]
+    assert printed[0].count("Demonstration") == 16
 
 
 @pytest.mark.parametrize("name", OWN)

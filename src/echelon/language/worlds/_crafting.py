@@ -96,7 +96,7 @@ def recipe_book() -> RecipeBook:
             output = recipe.output_item
             text = recipe.recipe_str
             recipes.setdefault(text, Recipe(name(output.item_tag.item_id), output.count, inputs, text))
-    used = {name(tag): tag for tag in from_package.tag_set}
+    used = {name(tag): tag for tag in sorted(from_package.tag_set)}
     members = {shown: tuple(sorted(map(name, from_package.get_items_with_tags(tag)))) for shown, tag in used.items()}
     depth = {name(item): from_package.get_min_depth(item) for item in from_package.itemid_recipes}
     return RecipeBook(tuple(recipes.values()), members, depth)
