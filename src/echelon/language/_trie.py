@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from echelon.language._layout import common_prefix
+
 Place = tuple[int, int]
 ROOT: Place = (0, 0)  # node 0 is empty and above everything; outside, nodes count from it: node 1 is row 0
 
@@ -105,11 +107,3 @@ class OwnTexts:
             if longest:
                 return found, longest // text.itemsize
         return ROOT, 0
-
-
-def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many leading entries two vectors share."""
-    n = min(len(a), len(b))
-    differ = a[:n] != b[:n]
-    first = int(differ.argmax()) if n else 0
-    return first if n and differ[first] else n

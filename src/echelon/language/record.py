@@ -23,7 +23,7 @@ from echelon import columns
 from echelon.errors import DataError
 from echelon.language import _tables
 from echelon.language._assemble import Loose, assemble, join, ragged, take_episodes
-from echelon.language._checks import check, check_written
+from echelon.language._checks import check, check_written, name_of_call
 from echelon.language._collect import loose
 from echelon.language._entries import EpisodeBuilder, state_key
 from echelon.language._tables import Calls, Episodes, Items, Nodes, Streams, Texts, Use
@@ -125,6 +125,10 @@ class Record:
     def output_ids(self, call: int) -> Tensor:
         """int64: what the call emitted."""
         return self.token[self.item_slice(call)]
+
+    def name_of(self, call: int) -> str:
+        """For messages: the call's row, and its number in its episode."""
+        return name_of_call(self, call)
 
     def item_slice(self, call: int) -> slice:
         """The items of a call."""
