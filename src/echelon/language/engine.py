@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # worker processes of worlds start faster without torch
+    from torch import Tensor
 
 SEED_BITS = 63
 """Seeds of calls are in [0, 2^63): they fit the int64 column of the record."""
