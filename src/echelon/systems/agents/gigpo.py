@@ -1,0 +1,54 @@
+"""GiGPO: group-in-group policy optimisation (arXiv 2505.10978).
+
+GRPO gives all turns of a trajectory one advantage. Episodes of one task meet the same states again and again, by
+chance; GiGPO compares what was done there: the discounted return to go of a turn against other visits of its state, on
+top of the episode against its group. No critic, no extra samples.
+
+Levels: episode (macro group of the task), turn (step group of the state), tokens share their turn's advantage. The
+program is the baseline's; only the credit differs. Released code: statistics over turns, eps 1e-6, invalid actions
+lower their own score and return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from echelon.credit.credit import Credit
+from echelon.credit.turns import gigpo
+from echelon.systems.agents.react import React
+from echelon.training.language.agent import Turns
+from echelon.training.language.config import LanguageConfig
+
+
+class GiGPO(React):
+    """Episode advantage plus omega times the advantage among equal states."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LanguageConfig):
+        """Hyper-parameters of GiGPO."""
+
+        system: ClassVar[str] = "gigpo"
+        omega: float = 1.0
+        """Weight of the step level (paper: 1); 0 is GRPO with row statistics."""
+        gamma: float = 0.95
+        """Discount of a turn (code: 0.95)."""
+        scale: bool = True
+        """Whether advantages are divided by their group's standard deviation (code: mean_std_norm)."""
+
+    def credit(self, turns: Turns, values: Mapping[str, Tensor]) -> Credit:
+        """Both levels' advantages on each token of a turn."""
+        penalty = self.config.invalid_penalty * (~turns.valid).to(turns.reward.dtype)
+        credit = gigpo(
+            turns.tree,
+            reward=turns.reward,
+            penalty=penalty,
+            state=turns.state,
+            gamma=self.config.gamma,
+            omega=self.config.omega,
+            eps=1e-6 if self.config.scale else None,
+        )
+        return credit.expand(turns.tokens)

@@ -1,0 +1,163 @@
+"""What a trainable language agent is: a program, levels, credit and loss terms; and how its turns are laid out.
+
+A system's file adds what its paper adds. `episode` is the program that acts; in imitation the very same program runs
+with the scripted expert's voice, so that warm start and reinforcement see one format.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from echelon.credit.credit import Credit
+from echelon.errors import UsageError
+from echelon.language.engine import Source
+from echelon.language.program import LevelSpec, Lm, Log, Reply, WorldHandle
+from echelon.language.record import Record, Use
+from echelon.language.words import Tokenizer
+from echelon.language.worlds.world import Observation
+from echelon.spans import Spans, SpanTree
+from echelon.training.language.config import LanguageConfig
+from echelon.training.trainer import Trainable, Trainer
+
+Compose = Callable[[str], str]
+
+
+Speak = Callable[[Observation, Sequence[int], Compose], Awaitable[Reply]]
+"""(what is seen, the context's ids, how the program words an expert's action) → the agent's turn."""
+
+
+class Voice(Protocol):
+    """Where the texts of an episode come from."""
+
+    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
+        """The voice of one episode."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The language model speaks."""
+
+    max_tokens: int
+
+    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
+        """Sample every turn."""
+
+        async def speak(seen: Observation, context: Sequence[int], compose: Compose) -> Reply:
+            return await lm(context, max_tokens=self.max_tokens)
+
+        return speak
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The world's scripted expert speaks, with slips: now and then another admissible action, at random."""
+
+    tokenizer: Tokenizer
+    slips: float
+    reading: bool
+    """Whether the world's text is a target too: how a model without any language learns to read."""
+
+    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
+        """Record every turn as a demonstration."""
+        rng, read = lm.generator(), 1
+
+        async def speak(seen: Observation, context: Sequence[int], compose: Compose) -> Reply:
+            nonlocal read
+            if self.reading:
+                await lm.tell(context[:read], context[read:], "world")
+            action = await world.expert()
+            others = [other for other in seen.admissible if other != action]
+            if others and (action is None or rng.random() < self.slips):
+                action = others[int(rng.integers(len(others)))]
+            if action is None:
+                raise UsageError("the expert is at a loss, and the world lists no admissible action")
+            text = [*self.tokenizer.encode(compose(action)), self.tokenizer.eos]
+            read = len(context) + len(text)
+            return await lm.tell(context, text)
+
+        return speak
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The turns of a record that are trained: calls that learners made for their episodes, in order. C turns, M items.
+
+    tree: `group` > `episode` over the C turns. tokens: the M items as turns. items: int64 [M], their place in the
+    record. calls: int64 [C]. reward, valid, state: [C].
+    """
+
+    calls: Tensor
+    tree: SpanTree
+    tokens: Spans
+    items: Tensor
+    reward: Tensor
+    valid: Tensor
+    state: Tensor
+
+    @classmethod
+    def of(cls, record: Record) -> Turns:
+        """Calls of faulty episodes and empty ones are left out."""
+        calls, episodes = record.calls, record.episode
+        use = (calls.use == Use.ACTED) & record.streams.learner[calls.stream] & (record.length > 0)
+        chosen = record.choose(use & (record.episodes.fault[episodes] < 0))
+        episode = episodes[chosen]
+        tree = SpanTree(
+            {"group": Spans.by_key(record.episodes.group[episode]), "episode": (Spans.by_key(episode), "group")}
+        )
+        return cls(
+            calls=chosen,
+            tree=tree,
+            tokens=Spans.from_lengths(record.length[chosen]),
+            items=record.items_of(chosen),
+            reward=calls.reward[chosen],
+            valid=calls.valid[chosen],
+            state=calls.state[chosen],
+        )
+
+
+class LanguageAgent(Trainable, ABC):
+    """Base of language agents. It holds no weights: those are the run's."""
+
+    Config: ClassVar[type[LanguageConfig]]
+    levels: ClassVar[tuple[LevelSpec, ...]]
+    """The hierarchy, top level first."""
+    form: ClassVar[str]
+    """Name of the format of its texts; agents of one form share a warm start."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Marks in its texts that are one token each in a vocabulary of words."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Columns of its critic; none for agents without one."""
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, voice: Voice):
+        self.config, self.tokenizer, self.voice = config, tokenizer, voice
+
+    @classmethod
+    def trainer(cls) -> type[Trainer]:
+        """The loop of language agents."""
+        from echelon.training.language.loop import LanguageRun
+
+        return LanguageRun
+
+    @abstractmethod
+    async def episode(self, task: Any, world: WorldHandle, lm: Lm, log: Log) -> None:
+        """The program of one episode."""
+
+    @abstractmethod
+    def credit(self, turns: Turns, values: Mapping[str, Tensor]) -> Credit:
+        """The credit of the turns' items, [M]; values: head → [M] at the items."""
+
+
+def over_items(turns: Turns, column: Tensor, size: int, rest: float = 0.0) -> Tensor:
+    """A column of the turns' items [M] on all `size` items of the record; `rest` elsewhere."""
+    return torch.full((size,), rest, dtype=column.dtype).index_copy_(0, turns.items, column)
+
+
+def sampled(record: Record, turns: Turns) -> Tensor:
+    """bool [M]: items that the model chose; forced ones are not trained."""
+    return record.items.source[turns.items] == Source.SAMPLED

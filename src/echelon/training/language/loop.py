@@ -1,0 +1,324 @@
+"""The policy-gradient loop of language agents: collect episodes, credit, a few optimiser steps; resumable.
+
+An iteration depends on the weights and its number alone: tasks, texts and updates are drawn from seeds made of the
+run's seed and the iteration. A run that was stopped goes on from its last checkpoint and does the same again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echelon.credit.credit import Credit
+from echelon.errors import CheckpointError, DataError
+from echelon.language.driver import Phase
+from echelon.language.models import LanguageModel
+from echelon.language.record import Record
+from echelon.language.sampling import TransformersEngine
+from echelon.language.scorer import Scorer
+from echelon.language.update import Step, Term, policy_step
+from echelon.language.views import View, cheapest
+from echelon.losses.aggregate import loss_weights
+from echelon.losses.kl import kl_estimate
+from echelon.losses.surrogate import clip_fractions, ppo_clip
+from echelon.spans import Spans
+from echelon.training import checkpoint
+from echelon.training.evaluation import score
+from echelon.training.interrupt import Interrupt
+from echelon.training.language import play
+from echelon.training.language.agent import LanguageAgent, Model, Turns, over_items, sampled
+from echelon.training.language.config import LanguageConfig
+from echelon.training.language.warm import WarmStart, warm_start
+from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
+from echelon.training.progress import Progress
+from echelon.training.runtime import Runtime
+from echelon.training.trainer import Say, Trainer
+
+Metrics = dict[str, float | Tensor]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A trained language agent: its program and the weights that speak in it."""
+
+    agent: LanguageAgent
+    language: LanguageModel
+
+    @property
+    def engine(self) -> TransformersEngine:
+        """An engine of these weights."""
+        return TransformersEngine({"policy": self.language})
+
+
+@dataclass
+class LanguageRun(Trainer):
+    """One run of a language agent."""
+
+    directory: Path
+    config: LanguageConfig
+    runtime: Runtime
+    agent: LanguageAgent
+    language: LanguageModel
+    reference: Scorer | None
+    step: int = 0
+    train_s: float = 0.0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        autocast = torch.bfloat16 if self.runtime.precision == "bfloat16" else None
+        self.scorer = Scorer(self.language.model, autocast=autocast)
+        self.engine = TransformersEngine({"policy": self.language})
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=c.lr, weight_decay=0.0, fused=True)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained."""
+        return [p for p in self.language.model.parameters() if p.requires_grad]
+
+    # ---- what a trainer does
+
+    @classmethod
+    def inputs(cls, config: LanguageConfig, say: Say) -> WarmStart:
+        """The warm start, made if need be."""
+        from echelon.systems import index
+
+        return warm_start(index.load(config.system), config, say)
+
+    @classmethod
+    def facts(cls, inputs: WarmStart) -> dict[str, dict[str, Any]]:
+        """Where the warm start is, and what it is."""
+        return {"spec": {"warm_start": str(inputs.path), "hash": inputs.facts["hash"]}, "data": inputs.facts}
+
+    @classmethod
+    def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: WarmStart) -> None:
+        """Refuse another warm start."""
+        if recorded["spec"]["hash"] != inputs.facts["hash"]:
+            raise DataError(f"{directory} was begun from another warm start than is stored now; start another run")
+
+    @classmethod
+    def build(
+        cls, system: type[LanguageAgent], config: LanguageConfig, directory: Path, runtime: Runtime, inputs: WarmStart
+    ) -> LanguageRun:
+        """A run at step 0."""
+        language = inputs.load()
+        agent = system(config, language.tokenizer, Model(config.max_tokens))
+        reference = Scorer(inputs.load().model.requires_grad_(False)) if config.kl else None
+        return cls(directory, config, runtime, agent, language, reference)
+
+    @classmethod
+    def load(
+        cls, system: type[LanguageAgent], config: LanguageConfig, spec: Mapping[str, Any], found: checkpoint.Checkpoint
+    ) -> Actor:
+        """The agent with a checkpoint's weights."""
+        from echelon.language.models import load_model
+
+        language = load_model(spec["warm_start"])
+        load_weights(language.model, found)
+        return Actor(system(config, language.tokenizer, Model(config.max_tokens)), language)
+
+    @classmethod
+    def evaluate(cls, agent: Actor, config: LanguageConfig, step: int, episodes: int, seed: int) -> dict[str, Any]:
+        """Success by kind of task."""
+        return play.evaluate(agent.agent, agent.engine, agent.language.context, config, step, episodes, seed)[0]
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        load_weights(self.language.model, found)
+        self.optimiser.load_state_dict(checkpoint.unflatten(found.tensors, found.state["optimizer"]))
+        self.engine.load("policy", {})
+        self.step, self.train_s = found.step, found.state["train_s"]
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        moments, description = checkpoint.flatten(self.optimiser.state_dict(), "optimizer")
+        weights = {f"policy.{name}": p for name, p in self.language.model.named_parameters() if p.requires_grad}
+        state = {"optimizer": description, "train_s": self.train_s}
+        checkpoint.save(self.directory, self.step, weights | moments, state)
+
+    def result(self) -> dict[str, Any]:
+        """The mean success over the last evaluations."""
+        return {**score(self.evaluations), "updates": self.step}
+
+    def train(self, tensorboard: bool = False) -> bool:
+        """Iterate to the end of the budget; False if a signal asked to stop (the state is saved then)."""
+        c = self.config
+        evaluations = JsonLines(self.directory / "evaluations.jsonl")
+        label = f"{c.system} on {c.env}, seed {c.seed}"
+        with (
+            Interrupt() as interrupt,
+            MetricsWriter(self.directory, tensorboard) as metrics,
+            Progress(c.updates, label, start=self.step, unit="iterations") as progress,
+        ):
+            metrics.truncate_after(self.step)
+            self.evaluations = evaluations.truncate_after(self.step)
+            if self.step == 0:
+                self._evaluate(metrics, evaluations, progress)
+            while self.step < c.updates:
+                self.step += 1
+                started = time.perf_counter()
+                values = self.iterate()
+                self.train_s += time.perf_counter() - started
+                check_finite(self.step, as_floats(values))
+                if self._due(c.log_every):
+                    numbers = metrics.write(self.step, "train", values)
+                    progress.update(self.step, {k: numbers[k] for k in ("success", "turns", "kl") if k in numbers})
+                if self._due(c.eval_every):
+                    self._evaluate(metrics, evaluations, progress)
+                stop = interrupt.requested
+                if self._due(c.checkpoint_every) or stop:
+                    metrics.flush()
+                    evaluations.flush()
+                    self.save()
+                progress.update(self.step)
+                if stop:
+                    break
+        evaluations.close()
+        return self.step >= c.updates
+
+    # ---- one iteration
+
+    def iterate(self) -> Metrics:
+        """Collect episodes with the present weights, and learn from them."""
+        begun = time.perf_counter()
+        phase = self.collect()
+        collected = time.perf_counter()
+        values = self.learn(phase.record)
+        return values | {"collect_s": collected - begun, "learn_s": time.perf_counter() - collected,
+                         "faults": float(len(phase.faults))}  # fmt: skip
+
+    def collect(self) -> Phase:
+        """The episodes of this iteration."""
+        c, language = self.config, self.language
+        with play.driver(self.engine, language.tokenizer, c, language.context, c.seed, c.temperature) as driven:
+            starts = play.training_starts(c, self.step)
+            return driven.rollout(
+                self.agent.episode, starts, levels=self.agent.levels, versions={"policy": self.step - 1}
+            )
+
+    def learn(self, record: Record) -> Metrics:
+        """The optimiser steps of an iteration, each on a share of the groups."""
+        c, turns = self.config, Turns.of(record)
+        credit = self.agent.credit(turns, {})
+        _, view, _ = cheapest(record, turns.calls, width=self.language.model.config.hidden_size, batch=c.token_budget)
+        given = {
+            "advantage": over_items(turns, credit.advantage, record.size),
+            "old_logp": self._old(record, view),
+        }
+        if self.reference is not None:
+            given["ref_logp"] = self._score(self.reference, view, record.size)
+        group = turns.tokens.expand(turns.tree["group"].ids)  # [M]
+        chosen = sampled(record, turns)
+        steps = []
+        for part in torch.arange(turns.tree["group"].n).tensor_split(c.minibatches):
+            mine = chosen & (group >= part[0]) & (group <= part[-1]) if len(part) else torch.zeros_like(chosen)
+            if not bool((mine & (credit.weight > 0)).any()):
+                continue
+            weight = loss_weights(turns.tokens, c.aggregation, where=mine, weight=credit.weight)
+            steps.append(self._optimise(view, over_items(turns, weight, record.size), given))
+        self.engine.load("policy", {})
+        return self._metrics(record, turns, credit, given, steps)
+
+    def _optimise(self, view: View, weight: Tensor, given: Mapping[str, Tensor]) -> Step:
+        c = self.config
+        terms = {
+            "policy": Term(
+                lambda x: ppo_clip(
+                    x["logp"] - x["old_logp"], x["advantage"], low=c.clip_low, high=c.clip_high, dual=c.dual_clip
+                ),
+                weight,
+            )
+        }
+        if self.reference is not None:
+            terms["kl"] = Term(lambda x: kl_estimate(x["logp"], x["ref_logp"]), c.kl * weight)
+        if c.entropy:
+            terms["entropy"] = Term(lambda x: -x["entropy"], c.entropy * weight, want=("logp", "entropy"))
+        self.language.model.train()
+        step = policy_step(
+            self.scorer, view, terms, self.optimiser, given=given, temperature=c.temperature, budget=c.token_budget,
+            max_norm=c.clip_norm,
+        )  # fmt: skip
+        self.language.model.eval()
+        return step
+
+    def _old(self, record: Record, view: View) -> Tensor:
+        """The log-probabilities of the policy that sampled: its own record of them, unless precision parts the two."""
+        if self.runtime.precision == "float32" and bool(record.behaviour[view.item].all()):
+            return record.items.logp.clone()
+        return self._score(self.scorer, view, record.size)
+
+    def _score(self, scorer: Scorer, view: View, size: int) -> Tensor:
+        column = scorer.score(view, ("logp",), temperature=self.config.temperature, budget=self.config.token_budget)
+        return torch.full((size,), torch.nan).index_copy_(0, view.item.sort().values, column["logp"])
+
+    def _metrics(
+        self, record: Record, turns: Turns, credit: Credit, given: Mapping[str, Tensor], steps: list[Step]
+    ) -> Metrics:
+        """What an iteration was like: success, turns, the spread of advantages, how far the policy moved."""
+        tree = turns.tree
+        outcome = tree["episode"].reduce(turns.reward)
+        groups = tree.within("episode", "group")
+        silent = groups.reduce(outcome, "max") == groups.reduce(outcome, "min")
+        states = Spans.by_key(tree["group"].ids, turns.state)
+        values: Metrics = {
+            "success": play.success(record).float().mean(),
+            "return": play.returns(record).mean(),
+            **play.facts(record),
+            "advantage/std": credit.advantage.std(),
+            **{f"advantage/{name}": term.abs().mean() for name, term in credit.terms.items()},
+            "groups/silent": silent.float().mean(),
+            "states/alone": (states.lengths == 1).sum() / max(states.size, 1),
+        }
+        for name in {name for step in steps for name in step.terms}:
+            values[f"loss/{name}"] = sum(step.terms.get(name, 0.0) for step in steps) / len(steps)
+        if steps:
+            last = steps[-1].columns
+            known = last["logp"].isfinite()
+            ratio = last["logp"][known] - given["old_logp"][known]
+            values |= {f"ratio/{k}": v for k, v in clip_fractions(ratio, given["advantage"][known]).items()}
+            values["gradient_norm"] = max(step.grad_norm for step in steps)
+            if "ref_logp" in given:
+                values["kl"] = (last["logp"][known] - given["ref_logp"][known]).mean()
+            if "entropy" in last:
+                values["entropy"] = last["entropy"][known].mean()
+        return values
+
+    # ---- the rest
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.updates
+
+    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
+        c = self.config
+        progress.note("evaluating")
+        row, phase = play.evaluate(
+            self.agent, self.engine, self.language.context, c, self.step, c.eval_episodes, c.seed
+        )
+        progress.note("")
+        evaluations.append(row)
+        self.evaluations.append(row)
+        (self.directory / "records").mkdir(exist_ok=True)
+        phase.record.save(self.directory / "records" / f"step_{self.step:09d}")
+        shown = "\n".join(play.transcript(phase.record, e) for e in range(min(8, len(phase.record.episodes.uid))))
+        (self.directory / "records" / f"step_{self.step:09d}.txt").write_text(shown)
+        means = {f"success/{name}": sum(x) / len(x) for name, x in row["tasks"].items()}
+        metrics.write(self.step, "eval", {"success": row["success"], "turns": row["turns"], **means})
+        progress.print(f"step {self.step}: success {row['success']:.2f}  "
+                       + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
+
+
+def load_weights(model: Any, found: checkpoint.Checkpoint) -> None:
+    """Copy a checkpoint's weights into the model. Raises CheckpointError when they are those of another one."""
+    weights = {k.removeprefix("policy."): v for k, v in found.tensors.items() if k.startswith("policy.")}
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != weights.keys() or any(own[name].shape != w.shape for name, w in weights.items()):
+        raise CheckpointError(f"{found.path}: the weights are not those of this configuration")
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)

@@ -1,0 +1,161 @@
+"""The warm start: a model that imitates the world's scripted expert, slips included, before reinforcement.
+
+Made once for everything that it depends on, and kept: all arms and seeds of a comparison begin with the same weights,
+named by their hash. A tiny model's vocabulary is built from the same episodes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echelon.language.driver import Driver, Settings, Start
+from echelon.language.engine import ScriptedEngine
+from echelon.language.models import LanguageModel, cache_dir, language_model, load_model, save_model, tiny
+from echelon.language.record import Record, Use
+from echelon.language.scorer import Scorer
+from echelon.language.update import Term, policy_step
+from echelon.language.views import paths
+from echelon.language.words import Tokenizer, WordTokenizer
+from echelon.language.worlds.world import expert_episode, make, tasks
+from echelon.losses.aggregate import loss_weights
+from echelon.spans import Spans
+from echelon.training.checkpoint import write_json
+from echelon.training.language.agent import Expert, LanguageAgent
+from echelon.training.language.config import LanguageConfig
+from echelon.training.language.play import kinds
+from echelon.training.progress import Progress
+from echelon.training.trainer import Say
+
+FORMAT = 1
+WORD_EPISODES = 500
+"""Episodes from which the vocabulary of a tiny model is taken, at most."""
+FIELDS = ("env", "kinds", "limit", "model", "layers", "width", "context", "warm_episodes", "warm_slips", "warm_epochs",
+          "warm_lr", "warm_batch", "warm_seed")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A directory that `load_model` reads, and what is known of it."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    def load(self) -> LanguageModel:
+        """The model and its tokenizer."""
+        return load_model(self.path)
+
+
+def warm_start(system: type[LanguageAgent], config: LanguageConfig, say: Say) -> WarmStart:
+    """The warm start of a configuration, made if it is not there."""
+    given = {name: getattr(config, name) for name in FIELDS}
+    about = {"format": FORMAT, "form": system.form, "tags": list(system.tags), **json.loads(json.dumps(given))}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    place = cache_dir() / f"warm-{config.env}-{system.form}-{key}"
+    with _alone(place):
+        if not (place / "warm.json").is_file():
+            _make(system, config, place, about, say)
+    facts = json.loads((place / "warm.json").read_text())
+    say(f"warm start {facts['hash'][:12]}: loss {facts['loss']:.3f} a token after {facts['episodes']} episodes")
+    return WarmStart(place, facts)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Wait until no other process makes the same warm start."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(system: type[LanguageAgent], config: LanguageConfig, place: Path, about: dict[str, Any], say: Say) -> None:
+    started = time.monotonic()
+    if config.model == "tiny":
+        tokenizer: Tokenizer = vocabulary(system, config)
+        model = tiny(tokenizer.size, config.layers, config.width, context=config.context, seed=config.warm_seed)
+        language = language_model(model, tokenizer)
+    else:
+        language = load_model(config.model)
+    loss = float("nan")
+    if config.warm_episodes:
+        say(f"making the warm start of {config.env} ({system.form}): {config.warm_episodes} episodes of the expert")
+        record = demonstrations(system, config, language)
+        loss = imitate(language, record, config)
+    save_model(language, place)
+    facts = {
+        **about,
+        "hash": load_model(place).hash,
+        "parameters": sum(p.numel() for p in language.model.parameters()),
+        "words": language.tokenizer.size,
+        "episodes": config.warm_episodes,
+        "loss": loss,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(place / "warm.json", facts)
+
+
+def vocabulary(system: type[LanguageAgent], config: LanguageConfig) -> WordTokenizer:
+    """All words that the world and its expert say in some hundred episodes."""
+    world = make(config.env, limit=config.limit)
+    texts = []
+    for task in tasks(config.env, "train", WORD_EPISODES, config.warm_seed, kinds(config)):
+        for turn in expert_episode(world, task, corruption=0.5).turns:
+            texts += [turn.before.text, turn.action, turn.after.text, *turn.before.admissible]
+    return WordTokenizer.build(texts, tags=system.tags)
+
+
+def demonstrations(system: type[LanguageAgent], config: LanguageConfig, language: LanguageModel) -> Record:
+    """Episodes of the expert with slips, in the system's own format."""
+    agent = system(
+        config, language.tokenizer, Expert(language.tokenizer, config.warm_slips, reading=config.model == "tiny")
+    )
+    games = tasks(config.env, "train", config.warm_episodes, config.warm_seed, kinds(config))
+    starts = [Start(uid=i, group=i, task=task) for i, task in enumerate(games)]
+    settings = Settings(run=config.warm_seed, batch=256, at_once=256, context=language.context)
+    with Driver(
+        ScriptedEngine(lambda request: ()), language.tokenizer, settings, options={config.env: {"limit": config.limit}}
+    ) as driven:
+        phase = driven.rollout(agent.episode, starts, levels=agent.levels)
+    return phase.record
+
+
+def imitate(language: LanguageModel, record: Record, config: LanguageConfig) -> float:
+    """Train on the demonstrations; the mean loss of a token of the agent's own, over the last tenth of the steps."""
+    scorer = Scorer(language.model)
+    target = (record.calls.use == Use.TARGET) & (record.length > 0)
+    episodes = record.episode
+    count = len(record.episodes.uid)
+    generator = torch.Generator().manual_seed(config.warm_seed)
+    steps = config.warm_epochs * -(-count // config.warm_batch)
+    optimiser = torch.optim.AdamW(language.model.parameters(), lr=config.warm_lr, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: min(1.0, 20 * (k + 1) / steps) * (1 - k / steps))
+    own = record.streams.agent[record.calls.stream] == record.agents.index("policy")
+    spoken = own[record.call]  # items of the agent itself, not of the world that it reads
+    losses: list[float] = []
+    language.model.train()
+    with Progress(steps, "imitation") as progress:
+        for _ in range(config.warm_epochs):
+            for chosen in torch.randperm(count, generator=generator).split(config.warm_batch):
+                calls = record.choose(target & torch.isin(episodes, chosen))
+                items = record.items_of(calls)
+                weight = torch.zeros(record.size)
+                weight[items] = loss_weights(Spans.from_lengths(record.length[calls]), "token-mean")
+                terms = {"imitation": Term(lambda c: -c["logp"], weight)}
+                step = policy_step(scorer, paths(record, calls), terms, optimiser, budget=config.token_budget)
+                schedule.step()
+                logp = step.columns["logp"]
+                losses.append(-float(logp[spoken & logp.isfinite()].mean()))
+                progress.update(len(losses), {"loss": losses[-1]})
+    language.model.eval()
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
