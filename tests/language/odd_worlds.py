@@ -56,15 +56,16 @@ class Odd(BaseWorld):
         kind = self.task.kind
         if kind == "raises":
             raise ValueError("the door is stuck")
+        flag = Path(self.flags) / str(self.task.index)
         if kind == "hangs":
+            if self.flags:
+                flag.touch()
             time.sleep(1000)
         if kind == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        if kind == "dies once":
-            flag = Path(self.flags) / str(self.task.index)
-            if not flag.exists():
-                flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "dies once" and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"nan": math.nan, "none": None, "odd": "much"}.get(kind, reward)
 
 

@@ -314,6 +314,7 @@ class _Phase:
             raise FaultLimit(
                 f"{len(faulty)} of {self.total} episodes failed, more than the share {self.settings.tolerate:g} that "
                 f"Settings.tolerate allows; the first, episode {faulty[0].start.uid}: {faulty[0].message}"
+                + (" (the journal keeps faults, too: remove it to try again)" if self.journal else "")
             )
         return bool(ended)
 
