@@ -48,7 +48,7 @@ class OfflineRun(Trainer):
         self.learner = Learner(self.agent, self.runtime)
 
     @classmethod
-    def inputs(cls, config: Config, say: Say) -> Store:
+    def inputs(cls, system: type[Agent], config: Config, say: Say) -> Store:
         """The data set, made or fetched if need be."""
         return ensure(config.env, config.transitions, say=say)
 

@@ -39,7 +39,7 @@ def train(
     directory = Path(out) if out is not None else default_directory(config)
     check_directory(directory, config)
     trainer = cls.trainer()
-    inputs = trainer.inputs(config, say)
+    inputs = trainer.inputs(cls, config, say)
     with checkpoint.RunLock(directory):
         check_directory(directory, config)  # again: another process may have begun its run meanwhile
         if (directory / "result.json").exists():

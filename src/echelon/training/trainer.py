@@ -38,7 +38,7 @@ class Trainer(ABC):
 
     @classmethod
     @abstractmethod
-    def inputs(cls, config: Any, say: Say) -> Any:
+    def inputs(cls, system: type[Any], config: Any, say: Say) -> Any:
         """Open or make what the run learns from (data, models, worlds), before anything is written."""
 
     @classmethod

@@ -98,6 +98,7 @@ class LanguageConfig(RunConfig):
             self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("lr", "warm_lr", "clip_norm"):
             self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+        self.require("width", self.width % 32 == 0, "a multiple of 32, the size of a head")
         self.require("warm_slips", 0 <= self.warm_slips < 1, "in [0, 1)")
         self.require("minibatches", self.minibatches <= self.tasks, f"at most tasks, {self.tasks}")
         self.require("temperature", self.temperature > 0, "positive: a greedy policy explores nothing")

@@ -85,11 +85,9 @@ class LanguageRun(Trainer):
     # ---- what a trainer does
 
     @classmethod
-    def inputs(cls, config: LanguageConfig, say: Say) -> WarmStart:
+    def inputs(cls, system: type[LanguageAgent], config: LanguageConfig, say: Say) -> WarmStart:
         """The warm start, made if need be."""
-        from echelon.systems import index
-
-        return warm_start(index.load(config.system), config, say)
+        return warm_start(system, config, say)
 
     @classmethod
     def facts(cls, inputs: WarmStart) -> dict[str, dict[str, Any]]:

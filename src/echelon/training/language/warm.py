@@ -37,6 +37,8 @@ from echelon.training.progress import Progress
 from echelon.training.trainer import Say
 
 FORMAT = 1
+HEAD = 32
+"""Numbers a head of a tiny model."""
 WORD_EPISODES = 500
 """Episodes from which the vocabulary of a tiny model is taken, at most."""
 FIELDS = ("env", "kinds", "limit", "model", "layers", "width", "context", "warm_episodes", "warm_slips", "warm_epochs",
@@ -82,7 +84,8 @@ def _make(system: type[LanguageAgent], config: LanguageConfig, place: Path, abou
     started = time.monotonic()
     if config.model == "tiny":
         tokenizer: Tokenizer = vocabulary(system, config)
-        model = tiny(tokenizer.size, config.layers, config.width, context=config.context, seed=config.warm_seed)
+        heads = config.width // HEAD
+        model = tiny(tokenizer.size, config.layers, config.width, heads, context=config.context, seed=config.warm_seed)
         language = language_model(model, tokenizer)
     else:
         language = load_model(config.model)
