@@ -121,11 +121,11 @@ def _check_sequence(record: Record) -> None:
     """Calls of a stream, streams of an episode, episodes of a group are contiguous, and stand in their sequence."""
     episodes, streams, calls = record.episodes, record.streams, record.calls
     group, uid = episodes.group, episodes.uid
-    backward = (group[1:] < group[:-1]) | ((group[1:] == group[:-1]) & (uid[1:] <= uid[:-1]))
-    _refuse(backward, "episode row {} and the next are not sorted by (group, uid)")
-    if len(uid.unique()) != len(uid):
-        values, counts = uid.unique(return_counts=True)
+    values, counts = uid.unique(return_counts=True)
+    if len(values) < len(uid):
         raise DataError(f"record: the uid {int(values[counts > 1][0])} names several episodes")
+    backward = (group[1:] < group[:-1]) | ((group[1:] == group[:-1]) & (uid[1:] < uid[:-1]))
+    _refuse(backward, "episode row {} and the next are not sorted by (group, uid)")
     _refuse(_outside(streams.episode, len(uid)), "stream {} names an episode that does not exist")
     _refuse(streams.episode[1:] < streams.episode[:-1], "stream {} and the next are not sorted by episode")
     _refuse(_outside(calls.stream, len(streams.episode)), "call {} names a stream that does not exist")
@@ -166,8 +166,7 @@ def _check_calls(record: Record) -> None:
     refuse((c.given_cut < 0) | (c.given_cut > available), "was sampled under more tokens than the node has")
     refuse(_outside(c.parent, count, none=True), "has a parent that does not exist")
     episode = record.streams.episode[c.stream]
-    other = (c.parent >= 0) & (episode[c.parent.clamp(min=0)] != episode) if count else c.valid
-    refuse(other, "has a parent in another episode")
+    refuse((c.parent >= 0) & (episode[c.parent.clamp(min=0)] != episode), "has a parent in another episode")
     refuse(c.parent == torch.arange(count), "is its own parent")
     refuse(_outside(c.use, len(Use)), "has an unknown use")
     refuse(_outside(c.end, len(End)), "has an unknown end")

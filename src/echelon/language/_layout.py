@@ -34,20 +34,25 @@ def owners(texts: Sequence[np.ndarray]) -> np.ndarray:
     return owner
 
 
-def trees(texts: Sequence[np.ndarray], budget: int) -> list[list[tuple[int, int]]]:
+def trees(texts: Sequence[np.ndarray], budget: int, width: int) -> list[list[tuple[int, int]]]:
     """Texts packed in trees: (text, tokens that it shares with the one before it in its tree; 0 for the first).
 
-    A tree holds at most `budget` tokens, unless its first text alone has more; texts that share nothing stay apart.
+    A tree holds at most `budget` tokens, unless its first text alone has more. A text joins one where that is less work
+    than a row of its own: the shared tokens must outweigh the pairs of tokens that a branched row computes in vain, of
+    which 6 · width cost as much as a token (see `views.cost`).
     """
     packed: list[list[tuple[int, int]]] = []
     size, before = 0, None
     for text in _sequence(texts):
+        length = len(texts[text])
         shared = 0 if before is None else common_prefix(texts[before], texts[text])
-        if shared and size + len(texts[text]) - shared <= budget:
+        grown = size + length - shared
+        apart = length**2 / 2 + (size**2 if packed and len(packed[-1]) > 1 else size**2 / 2)
+        if grown <= budget and shared * 6 * width > grown**2 - apart:
             packed[-1].append((text, shared))
-            size += len(texts[text]) - shared
+            size = grown
         else:
             packed.append([(text, 0)])
-            size = len(texts[text])
+            size = length
         before = text
     return packed

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echelon import columns
+from echelon import columns as disk
 from echelon.errors import DataError
 from echelon.language import _tables
 from echelon.language._assemble import Loose, assemble, join, ragged, take_episodes
@@ -253,13 +253,21 @@ class Record:
 
     @staticmethod
     def cat(records: Sequence[Record], meta: dict[str, Any] | None = None) -> Record:
-        """One record of several with different episodes; `meta` is the first one's unless given."""
+        """One record of several with different episodes.
+
+        meta: of the result; may be left out where the records agree on theirs, which name the codes of labels.
+        """
         if not records:
             raise DataError("record: nothing to join")
+        if meta is None:
+            meta = records[0].meta
+            for record in records:
+                for key in meta.keys() | record.meta.keys():
+                    if meta.get(key) != record.meta.get(key):
+                        raise DataError(f"record: '{key}' of the records' meta differs; say which meta the result has")
         parts = join([record._loose() for record in records])
         order = np.lexsort((parts.episodes.uid.numpy(), parts.episodes.group.numpy()))
-        sorted_parts = take_episodes(parts, torch.from_numpy(order))
-        return Record(**assemble(sorted_parts), meta=records[0].meta if meta is None else meta)
+        return Record(**assemble(take_episodes(parts, torch.from_numpy(order))), meta=meta)
 
     def _loose(self) -> Loose:
         every = self.choose()
@@ -285,12 +293,12 @@ class Record:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `<path>.safetensors` and `<path>.json`, each replaced atomically."""
-        columns.save(path, FORMAT, self._columns(), self._header())
+        disk.save(path, FORMAT, self._nested(), self._header())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
         """Read what `save` wrote; DataError names a file that is missing, altered or truncated."""
-        tables, header = columns.load(path, FORMAT)
+        tables, header = disk.load(path, FORMAT)
         try:
             return cls(
                 tokens=tables["token"]["id"],
@@ -307,7 +315,11 @@ class Record:
         except (KeyError, TypeError) as error:
             raise DataError(f"{os.fspath(path)}: not a record as this version knows it ({error})") from error
 
-    def _columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Tensor]:
+        """Every column by its name on disk: "call/out", "item/label/block"."""
+        return disk.flatten(self._nested())
+
+    def _nested(self) -> dict[str, Any]:
         return {
             "token": {"id": self.tokens},
             "node": _tables.columns(self.nodes),

@@ -51,10 +51,11 @@ def paths(record: Record, calls: Chosen = None) -> View:
     return _lines(texts, owners(texts.tokens))
 
 
-def forest(record: Record, calls: Chosen = None, budget: int = 1500) -> View:
+def forest(record: Record, calls: Chosen = None, budget: int = 1500, width: int = 576) -> View:
     """Trees in which texts that begin alike share their beginning; a token attends to itself and its ancestors.
 
-    budget: tokens of a tree, exceeded only by a text that is longer alone. Position ids are depths.
+    budget: tokens of a tree, exceeded only by a text that is longer alone. width: of the model's hidden states; texts
+    that share too little to be worth a tree stay apart. Position ids are depths.
     """
     if budget < 1:
         raise DataError(f"the budget of a tree must be at least 1 token, got {budget}")
@@ -64,7 +65,7 @@ def forest(record: Record, calls: Chosen = None, budget: int = 1500) -> View:
     ids, parent, position, sizes = [_NOTHING], [_NOTHING], [_NOTHING], []
     place: dict[int, np.ndarray] = {}  # of each leaf, where its tokens are in L
     end = 0
-    for tree in trees([texts.tokens[leaf] for leaf in leaves], budget):
+    for tree in trees([texts.tokens[leaf] for leaf in leaves], budget, width):
         start, before = end, _NOTHING
         for row, shared in tree:
             tokens = texts.tokens[leaves[row]]
@@ -136,7 +137,7 @@ def cheapest(
     makers = {
         "rows": lambda: [rows(record, calls)],
         "paths": lambda: [paths(record, calls)],
-        "forest": lambda: [forest(record, calls, budget) for budget in budgets],
+        "forest": lambda: [forest(record, calls, budget, width) for budget in budgets],
     }
     for name in among:
         if name not in makers:
