@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from echelon.errors import DataError
+from echelon.language._tables import Texts
 from echelon.language.engine import End, Source
 from echelon.language.record import EpisodeBuilder, Record, RecordBuilder, Use, state_key
 
@@ -387,6 +388,7 @@ def test_the_builder_refuses() -> None:
         ("calls", "reward", [0.0, math.nan], "call 1 .* has a reward that is not finite"),
         ("calls", "obs_text", [-1, 0], "call 1 .* names a text for obs_text that does not exist"),
         ("calls", "seed", [0], r"call.seed has shape \(1,\), the table 2 rows"),
+        ("texts", "offsets", [0, 2], "the offsets of the texts do not divide their bytes"),
         ("items", "source", [0, 3], r"call 1 \(number 0 of episode 1\), token 0: an item of an unknown source"),
         ("items", "source", [0, 1], "call 1 .*, token 0: a log-prob at an item that was not sampled"),
         ("items", "logp", [-1.0, math.nan], "call 1 .*, token 0: a sampled item whose log-prob is not finite"),
@@ -395,6 +397,9 @@ def test_the_builder_refuses() -> None:
 def test_a_record_checks_itself(table: str, column: str, value: list, message: str) -> None:
     record = Record.cat(two())
     record = replace(record, episodes=replace(record.episodes, truncated=torch.tensor([False, True])))
-    changed = replace(getattr(record, table), **{column: torch.tensor(value)})
+    if table == "texts":
+        changed = Texts(torch.tensor(value), record.texts.data)
+    else:
+        changed = replace(getattr(record, table), **{column: torch.tensor(value)})
     with pytest.raises(DataError, match=message):
         replace(record, **{table: changed})

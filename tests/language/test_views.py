@@ -135,6 +135,9 @@ def test_the_cheapest_view() -> None:
     name, view, costs = cheapest(one_prompt(8, 400, 1))
     assert name == "forest" and view.rows.n == 1 and set(costs) == {"rows", "paths", "forest"}
     assert costs["forest"] < costs["paths"] == costs["rows"] and costs["forest"] == cost(view)
+    record = mixed()
+    expected = {"rows": cost(rows(record)), "paths": cost(paths(record)), "forest": cost(forest(record))}
+    assert cheapest(record)[2] == expected
     assert cheapest(one_prompt(8, 400, 1), among=("paths",))[0] == "paths"
     name, view, costs = cheapest(one_prompt(1, 50, 8))
     assert name == "paths" and costs["paths"] == costs["forest"] < costs["rows"] / 4

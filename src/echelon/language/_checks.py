@@ -101,6 +101,10 @@ def _check_columns(record: Record) -> None:
     if record.tokens.dtype != torch.int32 or record.tokens.ndim != 1:
         raise DataError(f"record: the pool must be an int32 vector, got {record.tokens.dtype}")
     _refuse(record.tokens < 0, "the pool's token {} is negative")
+    at, data = record.texts.offsets, record.texts.data
+    whole = at.dtype == torch.int64 and data.dtype == torch.uint8 and len(at) > 0
+    if not whole or int(at[0]) != 0 or int(at[-1]) != len(data) or bool((at[1:] < at[:-1]).any()):
+        raise DataError("record: the offsets of the texts do not divide their bytes")
 
 
 def _check_nodes(record: Record) -> None:

@@ -16,8 +16,8 @@ from echelon.language._entries import CallRow, EpisodeBuilder, StreamRow
 from echelon.language._tables import MISSING, Calls, Episodes, Items, Streams
 
 _INT, _FLOAT = np.int64, np.float32
-_PLAIN = ("policy", "use", "end", "valid", "state", "reward", "temperature", "seed", "started", "finished")
-_DTYPES = {"valid": np.bool_, "reward": _FLOAT, "temperature": _FLOAT, "started": np.float64, "finished": np.float64}
+_PLAIN = ("policy", "use", "end", "valid", "temperature", "seed", "started", "finished")
+_DTYPES = {"valid": np.bool_, "temperature": _FLOAT, "started": np.float64, "finished": np.float64}
 
 
 def loose(episodes: Mapping[int, EpisodeBuilder]) -> Loose:
@@ -126,7 +126,11 @@ def _calls(calls: list[tuple[int, CallRow, int]], texts: _Names) -> Calls:
     for name, dtype in (("begin", np.bool_), ("label", _INT), ("part", _FLOAT), ("value", _FLOAT)):
         columns[name] = _sparse([getattr(row, name) for row in rows], MISSING[name], dtype)
     return Calls(
-        stream=_column(stream for stream, _, _ in calls), parent=_column(parent for _, _, parent in calls), **columns
+        stream=_column(stream for stream, _, _ in calls),
+        parent=_column(parent for _, _, parent in calls),
+        state=_column(row.state for row in rows),
+        reward=_column((row.reward for row in rows), _FLOAT),
+        **columns,
     )
 
 

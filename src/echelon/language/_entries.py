@@ -44,7 +44,9 @@ class CallRow:
     given: np.ndarray | None  # int32; None: the context
     source: np.ndarray  # int64, one a token
     logp: np.ndarray  # float32, one a token
-    plain: dict[str, Any]  # the columns of `Calls` that hold one value of every call
+    plain: dict[str, Any]  # further columns of `Calls`
+    state: int = -1
+    reward: float = 0.0
     begin: dict[str, bool] = field(default_factory=dict)
     label: dict[str, int] = field(default_factory=dict)
     value: dict[str, float] = field(default_factory=dict)
@@ -125,6 +127,8 @@ class EpisodeBuilder:
             raise DataError(f"{where}: there is no stream {stream}; {len(self.streams)} are open")
         self._check_call("parent", parent, none=True)
         output = token_ids(output_ids, f"{where}: output")
+        made = {"policy": policy, "parent": parent, "use": Use(use), "end": End(end), "valid": valid}
+        drawn = {"temperature": temperature, "seed": seed, "started": started, "finished": finished}
         row = CallRow(
             stream=stream,
             order=(self.streams[stream].made,) if order is None else tuple(order),
@@ -133,19 +137,7 @@ class EpisodeBuilder:
             given=None if given is None else token_ids(given, f"{where}: given"),
             source=_vector(source, len(output), np.int64, f"{where}: source"),
             logp=_vector(math.nan if logp is None else logp, len(output), np.float32, f"{where}: logp"),
-            plain={
-                "policy": policy,
-                "parent": parent,
-                "use": Use(use),
-                "end": End(end),
-                "valid": valid,
-                "state": -1,
-                "reward": 0.0,
-                "temperature": temperature,
-                "seed": seed,
-                "started": started,
-                "finished": finished,
-            },
+            plain=made | drawn,
         )
         if row.given is not None and np.array_equal(row.given, row.context):
             row.given = None
@@ -179,7 +171,7 @@ class EpisodeBuilder:
         """Add what the world paid, to `call` or else to the latest one that acted."""
         if not math.isfinite(value):
             raise DataError(f"{self}: a reward must be finite, got {value}")
-        self._paid(call).plain["reward"] += float(value)
+        self._paid(call).reward += float(value)
 
     def part(self, name: str, value: float, call: int | None = None) -> None:
         """Set the reward term `name`, NaN if it could not be told, of `call` or else of the latest one that acted."""
@@ -289,6 +281,6 @@ def _mark(
 ) -> None:
     row.begin.update(begin or {})
     if state is not None:
-        row.plain["state"] = state_key(state)
+        row.state = state_key(state)
     texts = {"obs_text": obs_text, "out_text": out_text, "state_text": state}
     row.texts.update({column: text for column, text in texts.items() if text is not None})

@@ -57,29 +57,9 @@ def forest(record: Record, calls: Chosen = None, budget: int = 1500, width: int 
     budget: tokens of a tree, exceeded only by a text that is longer alone. width: of the model's hidden states; texts
     that share too little to be worth a tree stay apart. Position ids are depths.
     """
-    if budget < 1:
-        raise DataError(f"the budget of a tree must be at least 1 token, got {budget}")
     texts = _Texts.of(record, calls)
     owner = owners(texts.tokens)
-    leaves = np.unique(owner)
-    ids, parent, position, sizes = [_NOTHING], [_NOTHING], [_NOTHING], []
-    place: dict[int, np.ndarray] = {}  # of each leaf, where its tokens are in L
-    end = 0
-    for tree in trees([texts.tokens[leaf] for leaf in leaves], budget, width):
-        start, before = end, _NOTHING
-        for row, shared in tree:
-            tokens = texts.tokens[leaves[row]]
-            fresh = np.arange(end, end + len(tokens) - shared)
-            before = place[int(leaves[row])] = np.concatenate([before[:shared], fresh])
-            ids.append(tokens[shared:])
-            position.append(np.arange(shared, len(tokens)))
-            parent.append(np.concatenate([before[shared - 1 : shared] if shared else [-1], fresh[:-1]]))
-            end += len(fresh)
-        sizes.append(end - start)
-    spans = list(zip(owner.tolist(), texts.contexts.tolist(), map(len, texts.tokens), strict=True))
-    at = _flat([place[own][context - 1 : size - 1] for own, context, size in spans])
-    here = _flat([place[own][context:size] for own, context, size in spans])
-    return _view(texts, _flat(ids), _flat(position), sizes, _flat(parent), at, here)
+    return _branched(texts, owner, _packed(texts, owner, budget, width))
 
 
 def ancestor_mask(view: View, row: int) -> Tensor:
@@ -104,20 +84,10 @@ def cost(view: View, width: int = 576, batch: int = 4096) -> float:
     the measured ratio is the same. Rows that branch compute all pairs, rows that do not, half of them.
     width: of the model's hidden states. batch: padded tokens of a micro-batch; rows of similar length share one.
     """
-    lengths = view.rows.lengths
     index = torch.arange(len(view.ids))
-    follows = (view.parent == index - 1) | (view.parent < 0) & (index == view.rows.expand(view.rows.starts))
-    branched = ~view.rows.reduce(follows, "min")
-    total = 0.0
-    for kind, pairs in ((False, 0.5), (True, 1.0)):
-        sizes = lengths[branched == kind].sort(descending=True).values.tolist()
-        first = 0
-        while first < len(sizes):
-            longest = sizes[first]
-            count = min(max(1, batch // longest), len(sizes) - first)
-            total += count * longest * (1 + pairs * longest / (6 * width))
-            first += count
-    return total
+    first = index == view.rows.expand(view.rows.starts)
+    branches = view.rows.reduce((view.parent != index - 1) & ~first, "max")
+    return _work(view.rows.lengths.numpy(), branches.numpy(), width, batch)
 
 
 def cheapest(
@@ -134,19 +104,29 @@ def cheapest(
     budgets: of the forest's trees, the best of them counts. width, batch: see `cost`. among: leave "forest" out where a
     model takes no mask.
     """
-    makers = {
-        "rows": lambda: [rows(record, calls)],
-        "paths": lambda: [paths(record, calls)],
-        "forest": lambda: [forest(record, calls, budget, width) for budget in budgets],
-    }
     for name in among:
-        if name not in makers:
+        if name not in VIEWS:
             raise unknown("view", name, VIEWS)
-    made = {name: [(cost(view, width, batch), view) for view in makers[name]()] for name in among}
-    best = {name: min(candidates, key=lambda candidate: candidate[0]) for name, candidates in made.items()}
-    name = min(best, key=lambda name: best[name][0])
-    return name, best[name][1], {name: predicted for name, (predicted, _) in best.items()}
+    texts = _Texts.of(record, calls)
+    owner = owners(texts.tokens)
+    sizes = np.array([len(tokens) for tokens in texts.tokens], dtype=np.int64)
+    lines = {"rows": np.arange(len(sizes)), "paths": owner}
+    costs, made = {}, {}
+    for name in among:
+        if name in lines:
+            kept = np.unique(lines[name])
+            costs[name] = _work(sizes[kept], np.zeros(len(kept), dtype=bool), width, batch)
+        else:
+            packings = [_packed(texts, owner, budget, width) for budget in budgets]
+            works = [_work_of_trees(sizes, packing, width, batch) for packing in packings]
+            costs[name], made[name] = min(works), packings[works.index(min(works))]
+    name = min(costs, key=costs.__getitem__)
+    view = _lines(texts, lines[name]) if name in lines else _branched(texts, owner, made[name])
+    return name, view, costs
 
+
+Packing = list[list[tuple[int, int]]]
+"""Trees of texts: (text, tokens that it shares with the one before it)."""
 
 _NOTHING = np.empty(0, dtype=np.int64)
 
@@ -174,6 +154,56 @@ class _Texts:
         items = record.items_of(chosen)
         tokens = [np.concatenate(parts) for parts in zip(contexts, outputs, strict=True)]
         return cls(tokens, lengths, items, record.token[items])
+
+
+def _packed(texts: _Texts, owner: np.ndarray, budget: int, width: int) -> Packing:
+    """The texts that own a row, packed in trees."""
+    if budget < 1:
+        raise DataError(f"the budget of a tree must be at least 1 token, got {budget}")
+    leaves = np.unique(owner).tolist()
+    packed = trees([texts.tokens[leaf] for leaf in leaves], budget, width)
+    return [[(leaves[row], shared) for row, shared in tree] for tree in packed]
+
+
+def _work_of_trees(sizes: np.ndarray, packing: Packing, width: int, batch: int) -> float:
+    tokens = np.array([sum(int(sizes[text]) - shared for text, shared in tree) for tree in packing], dtype=np.int64)
+    return _work(tokens, np.array([len(tree) > 1 for tree in packing], dtype=bool), width, batch)
+
+
+def _work(lengths: np.ndarray, branched: np.ndarray, width: int, batch: int) -> float:
+    """See `cost`. lengths: int64 [R] of the rows; branched: bool [R]."""
+    total = 0.0
+    for kind, pairs in ((False, 0.5), (True, 1.0)):
+        sizes = np.sort(lengths[branched == kind])[::-1].tolist()
+        first = 0
+        while first < len(sizes):
+            longest = sizes[first]
+            count = min(max(1, batch // longest), len(sizes) - first)
+            total += count * longest * (1 + pairs * longest / (6 * width))
+            first += count
+    return total
+
+
+def _branched(texts: _Texts, owner: np.ndarray, packing: Packing) -> View:
+    """Trees; a text without a place of its own lies at the start of its owner."""
+    ids, parent, position, sizes = [_NOTHING], [_NOTHING], [_NOTHING], []
+    place: dict[int, np.ndarray] = {}  # of each owner, where its tokens are in L
+    end = 0
+    for tree in packing:
+        start, before = end, _NOTHING
+        for text, shared in tree:
+            tokens = texts.tokens[text]
+            fresh = np.arange(end, end + len(tokens) - shared)
+            before = place[text] = np.concatenate([before[:shared], fresh])
+            ids.append(tokens[shared:])
+            position.append(np.arange(shared, len(tokens)))
+            parent.append(np.concatenate([before[shared - 1 : shared] if shared else [-1], fresh[:-1]]))
+            end += len(fresh)
+        sizes.append(end - start)
+    spans = list(zip(owner.tolist(), texts.contexts.tolist(), map(len, texts.tokens), strict=True))
+    at = _flat([place[own][context - 1 : size - 1] for own, context, size in spans])
+    here = _flat([place[own][context:size] for own, context, size in spans])
+    return _view(texts, _flat(ids), _flat(position), sizes, _flat(parent), at, here)
 
 
 def _lines(texts: _Texts, owner: np.ndarray) -> View:
