@@ -29,6 +29,9 @@ class Characters:
     def decode(self, ids: Sequence[int], control: bool = True) -> str:
         return "".join(chr(token) for token in ids if control or token > EOS)
 
+    def offsets(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        return self.decode(ids), [(place, place + 1) for place in range(len(ids))]
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return [BOS, *self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))]
 

@@ -127,6 +127,7 @@ class Call:
     source: tuple[Source, ...] = ()
     out_text: str = ""
     labels: dict[str, Ids] = field(default_factory=dict)
+    call_labels: dict[str, int] = field(default_factory=dict)
     state: str | None = None
     valid: bool = True
     reward: float = 0.0

@@ -456,7 +456,7 @@ def _write(builder: RecordBuilder, episode: Episode, begins: Iterable[str], vers
             valid=call.valid,
             state=call.state,
             begin={level: level in call.begin for level in begins},
-            labels=call.labels,
+            labels={**call.labels, **call.call_labels},
             temperature=call.temperature,
             seed=call.seed,
             obs_text=call.obs_text or None,

@@ -380,6 +380,12 @@ class Log:
         """Whether the world could take the call's text."""
         self._last(of).valid = bool(valid)
 
+    def label(self, channel: str, code: int, of: Reply | None = None) -> None:
+        """Label the call itself: `code` from 0, its meaning is the program's; -1: none."""
+        if isinstance(code, bool) or not isinstance(code, int) or code < -1:
+            raise UsageError(f"the label '{channel}' of a call is {code!r}; it is an integer from -1")
+        self._last(of).call_labels[channel] = code
+
     def done(self, terminated: bool) -> None:
         """The episode ends in a terminal state, or (False) it is cut off.
 
