@@ -236,6 +236,27 @@ def test_roles_may_share_weights() -> None:
     assert record.streams.parent_call.tolist() == [-1, -1, 0]
 
 
+def test_a_stream_is_opened_by_the_last_call_before_it() -> None:
+    async def nested(task: Any, world: Any, lm: Any, log: Any) -> None:
+        await lm("plan")
+        async with lm.stream("executor") as child:
+            async with child.stream("helper") as inner:  # the executor has said nothing yet
+                await inner("help")
+            await child("do")
+            async with child.stream("helper") as inner:
+                await inner("help again")
+
+    record = one(nested).record
+    opened = zip(record.streams.agent.tolist(), record.streams.parent_call.tolist(), strict=True)
+    by_prompt = {seen(record, call): call for call in range(4)}
+    assert [(record.agents[agent], call) for agent, call in opened] == [
+        ("policy", -1),
+        ("helper", by_prompt["plan"]),
+        ("executor", by_prompt["plan"]),
+        ("helper", by_prompt["do"]),
+    ]
+
+
 def test_scores_are_served_in_batches_and_may_leave_no_trace() -> None:
     scorer = Lengths()
 

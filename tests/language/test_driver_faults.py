@@ -318,7 +318,7 @@ def test_closing_runs_the_finally_blocks() -> None:
 
 
 def test_too_many_faults_stop_the_rollout() -> None:
-    with pytest.raises(FaultLimit, match=r"3 of 5 episodes failed.*episode 0: reset of world 'odd' raised"):
+    with pytest.raises(FaultLimit, match=r"3 of 5 episodes failed.*the first, 0: reset of world 'odd' raised"):
         drive(turns, starts(5, {0: "unmade", 2: "unmade", 4: "raises"}), tolerate=0.5)
     assert len(drive(turns, starts(5, {0: "raises", 4: "raises"}), tolerate=0.5).faults) == 2
 
@@ -349,6 +349,7 @@ class Moody:
     [
         (None, "the engine raised RuntimeError: out of memory"),
         (lambda s: replace(s, ids=()), "0 tokens and"),
+        (lambda s: Sample((), (), End.LENGTH), "fills the model's window"),
         (lambda s: replace(s, ids=(97,) * 9, logp=(-1.0,) * 9), "9 tokens and 9 log-probs; 1 to 8"),
         (lambda s: replace(s, logp=s.logp[1:]), "log-probs; 1 to 8 are asked for"),
         (lambda s: replace(s, logp=(math.nan, *s.logp[1:])), "log-probs that are not finite"),

@@ -14,27 +14,15 @@ import numpy as np
 from echelon.errors import EchelonError, UsageError, unknown
 from echelon.language._tables import Use
 from echelon.language.engine import SEED_BITS, End, Request, Sample, Source
+from echelon.language.words import Message, Tokenizer
 from echelon.language.worlds.world import Observation
 
 Ids = tuple[int, ...]
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Message]
 
 
 class ContextTooLong(EchelonError):
     """A prompt leaves no room for an answer within the model's context."""
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back."""
-
-    def render(self, messages: Messages) -> Sequence[int]:
-        """Ids of a conversation, by the chat template, up to where the answer begins."""
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Ids of a text, nothing added."""
-
-    def decode(self, ids: Sequence[int], control: bool = True) -> str:
-        """Text of ids; without `control`, markers of roles, beginnings and ends are left out."""
 
 
 class Channel(Protocol):
@@ -293,10 +281,13 @@ def codes(channel: Channel, ids: Ids) -> Ids:
 
 def to_ids(tokens: Sequence[int], what: str) -> Ids:
     """Plain ints. `UsageError` naming the first entry that is no token id."""
-    for token in tokens:
+    ids = tuple(tokens)
+    if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0:
+        return ids
+    for token in ids:
         if isinstance(token, bool) or not isinstance(token, int | np.integer) or token < 0:
             raise UsageError(f"{what} holds {token!r}; token ids are integers from 0")
-    return tuple(int(token) for token in tokens)
+    return tuple(map(int, ids))
 
 
 def call_seed(run: int, uid: int, stream: int, call: int) -> int:

@@ -36,16 +36,18 @@ from echelon.language._journal import (
     scores_from_plain,
     scores_to_plain,
 )
+from echelon.language._measure import TextScorer
 from echelon.language._play import Act, Emit, Episode, Measure, Operation, Settings, Start
 from echelon.language._pool import WorldPool
 from echelon.language._worlds import Fault, LocalWorlds, Make, WorldCall, Worlds
 from echelon.language.engine import End, Engine, Request, Sample, Source
-from echelon.language.program import LevelSpec, Lm, Log, Program, Scorer, Scores, Tokenizer, WorldHandle
+from echelon.language.program import LevelSpec, Lm, Log, Program, Scorer, Scores, WorldHandle
 from echelon.language.record import Record, RecordBuilder
+from echelon.language.words import Tokenizer
 from echelon.language.worlds.world import Task
 from echelon.language.worlds.world import make as make_world
 
-__all__ = ["Driver", "EpisodeFault", "FaultLimit", "Phase", "Progress", "Settings", "Start", "kept"]
+__all__ = ["Driver", "EpisodeFault", "FaultLimit", "Phase", "Progress", "Settings", "Start", "TextScorer", "kept"]
 
 Pending = tuple["_Running", Fibre, Any]
 """An episode, one of its fibres, and the operation which that waits for."""
@@ -76,9 +78,9 @@ class Progress:
     total: int
     """Episodes in all."""
     calls: int
-    """Calls served, those read back included."""
+    """Texts emitted, those read back included."""
     replayed: int
-    """Calls read back from the journal."""
+    """Answers read back from the journal: texts, scores and faults of the engine."""
     tokens: int
     """Emitted by all calls."""
 
@@ -110,7 +112,7 @@ class Driver:
         limit_s: float = 30.0,
     ):
         """
-        scorer: serves `lm.score`.
+        scorer: serves `lm.score`: `TextScorer` does.
         make: `make(name, **options[name])` builds a world; with workers, a function of an importable module.
         workers: processes for the worlds; 0: this one, where no time limit can be kept.
         limit_s: seconds that one call of a world may take in a worker.
@@ -149,7 +151,8 @@ class Driver:
         levels: what `log.begin` knows; kept in the record's meta, like the names of all labels.
         versions: of the weights, by the engine's name of them, for the record.
         journal: file in which finished calls are kept, and from which an interrupted rollout goes on: same arguments,
-            same record. Whoever calls removes it when the record is safe.
+            same record, bit for bit if the engine's answers depend on the batches alone (not on what it has kept from
+            earlier ones). Whoever calls removes it when the record is safe.
         meta: JSON-able facts for the record: run, tokenizer. They identify the journal, too.
         report: told about the progress after every round.
 
@@ -248,6 +251,7 @@ class _Phase:
         self.begins = {level.name: level.agent for level in levels if level.span == "begin"}
         self.open: list[_Running] = []
         self.ended: list[_Running] = []
+        self.faulty: list[Episode] = []
         self.rounds = self.calls = self.replayed = self.tokens = 0
 
     def run(self, report: Callable[[Progress], None] | None) -> None:
@@ -309,11 +313,11 @@ class _Phase:
             episode.result = running.fibres.result
             self.worlds.release(running.uid, broken=episode.fault is not None)
         self.ended += ended
-        faulty = [running.episode for running in self.ended if running.episode.fault is not None]
-        if len(faulty) > self.settings.tolerate * self.total:
+        self.faulty += [running.episode for running in ended if running.episode.fault is not None]
+        if len(self.faulty) > self.settings.tolerate * self.total:
             raise FaultLimit(
-                f"{len(faulty)} of {self.total} episodes failed, more than the share {self.settings.tolerate:g} that "
-                f"Settings.tolerate allows; the first, episode {faulty[0].start.uid}: {faulty[0].message}"
+                f"{len(self.faulty)} of {self.total} episodes failed, more than the share {self.settings.tolerate:g} "
+                f"that Settings.tolerate allows; the first, {self.faulty[0].start.uid}: {self.faulty[0].message}"
                 + (" (the journal keeps faults, too: remove it to try again)" if self.journal else "")
             )
         return bool(ended)
@@ -411,7 +415,9 @@ def _chunks(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def _checked(request: Request, sample: Sample) -> Sample | Fault:
     """The sample, or a Fault if it is no answer to the request."""
     logp, forced = np.array(sample.logp, dtype=np.float64), len(request.forced)
-    if len(sample.logp) != len(sample.ids) or not 0 < len(sample.ids) <= request.max_tokens:
+    if not sample.ids and sample.end is End.LENGTH:
+        wrong = "no token: the context fills the model's window, which Settings.context should say"
+    elif len(sample.logp) != len(sample.ids) or not 0 < len(sample.ids) <= request.max_tokens:
         wrong = f"{len(sample.ids)} tokens and {len(sample.logp)} log-probs; 1 to {request.max_tokens} are asked for"
     elif sample.ids[:forced] != request.forced or not np.isnan(logp[:forced]).all():
         wrong = "other tokens than the forced ones at its beginning, or log-probs of them"

@@ -36,13 +36,13 @@ from echelon.language._play import (
     Measure,
     Messages,
     ScoreRequest,
-    Tokenizer,
     call_seed,
     to_ids,
 )
 from echelon.language._tables import Use
 from echelon.language._worlds import check_arguments
 from echelon.language.engine import End, Request, Sample
+from echelon.language.words import Tokenizer
 from echelon.language.worlds.world import Observation, Task
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "ScoreRequest",
     "Scorer",
     "Scores",
-    "Tokenizer",
     "WorldHandle",
     "gather",
 ]
@@ -204,12 +203,10 @@ class Lm:
         learner: False for a frozen partner, whose tokens are not trained.
         of: the reply that opens it; by default the last one of this handle's agent.
         """
-        if of is not None:
-            parent = of.call
-        else:
-            own = self._streams.get(self.agent)
-            parent = self._parent_call if own is None else self._episode.streams[own].last
-        return ChildStream(Lm(self._episode, agent, parent, learner))
+        own = self._streams.get(self.agent)
+        last = -1 if own is None else self._episode.streams[own].last
+        opener = of.call if of is not None else last if last >= 0 else self._parent_call
+        return ChildStream(Lm(self._episode, agent, opener, learner))
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt."""
