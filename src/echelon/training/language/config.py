@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import dataclass
 
 from echelon.losses.aggregate import Mode
 from echelon.training.config import RunConfig
+
+_NUMBER = re.compile(r"[a-z_]+=-?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,8 @@ class LanguageConfig(RunConfig):
     """Kinds of tasks of the world; all of them when empty."""
     limit: int = 20
     """Steps after which an episode is cut off."""
+    options: tuple[str, ...] = ()
+    """Options of the world, such as receptacles=8 distractors=4."""
     updates: int = 150
     """Iterations."""
     eval_every: int = 10
@@ -89,8 +95,16 @@ class LanguageConfig(RunConfig):
     batch: int = 64
     """Calls that are sampled together; changes speed alone."""
 
+    @property
+    def world(self) -> dict[str, int | float]:
+        """What the world is built with."""
+        pairs = [option.partition("=") for option in self.options]
+        return {"limit": self.limit, **{name: json.loads(value) for name, _, value in pairs}}
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option in self.options:
+            self.require("options", _NUMBER.fullmatch(option) is not None, "NAME=NUMBER each")
         for name in ("limit", "layers", "width", "context", "warm_epochs", "warm_batch", "tasks", "group", "max_tokens",
                      "minibatches", "token_budget", "batch"):  # fmt: skip
             self.require(name, getattr(self, name) >= 1, "at least 1")

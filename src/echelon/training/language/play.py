@@ -29,7 +29,7 @@ def driver(
     settings = Settings(
         run=run, batch=config.batch, max_tokens=config.max_tokens, temperature=temperature, context=context
     )
-    return Driver(engine, tokenizer, settings, options={config.env: {"limit": config.limit}})
+    return Driver(engine, tokenizer, settings, options={config.env: config.world})
 
 
 def kinds(config: LanguageConfig) -> Sequence[str] | None:

@@ -41,8 +41,8 @@ HEAD = 32
 """Numbers a head of a tiny model."""
 WORD_EPISODES = 500
 """Episodes from which the vocabulary of a tiny model is taken, at most."""
-FIELDS = ("env", "kinds", "limit", "model", "layers", "width", "context", "warm_episodes", "warm_slips", "warm_epochs",
-          "warm_lr", "warm_batch", "warm_seed")  # fmt: skip
+FIELDS = ("env", "kinds", "limit", "options", "model", "layers", "width", "context", "warm_episodes", "warm_slips",
+          "warm_epochs", "warm_lr", "warm_batch", "warm_seed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ def _make(system: type[LanguageAgent], config: LanguageConfig, place: Path, abou
 
 def vocabulary(system: type[LanguageAgent], config: LanguageConfig) -> WordTokenizer:
     """All words that the world and its expert say in some hundred episodes."""
-    world = make(config.env, limit=config.limit)
+    world = make(config.env, **config.world)
     texts = []
     for task in tasks(config.env, "train", WORD_EPISODES, config.warm_seed, kinds(config)):
         for turn in expert_episode(world, task, corruption=0.5).turns:
-            texts += [turn.before.text, turn.action, turn.after.text, *turn.before.admissible]
+            texts += [turn.before.text, turn.action, turn.after.text, *turn.before.admissible, *system.wording(turn)]
     return WordTokenizer.build(texts, tags=system.tags)
 
 
@@ -126,7 +126,7 @@ def demonstrations(system: type[LanguageAgent], config: LanguageConfig, language
     starts = [Start(uid=i, group=i, task=task) for i, task in enumerate(games)]
     settings = Settings(run=config.warm_seed, batch=256, at_once=256, context=language.context)
     with Driver(
-        ScriptedEngine(lambda request: ()), language.tokenizer, settings, options={config.env: {"limit": config.limit}}
+        ScriptedEngine(lambda request: ()), language.tokenizer, settings, options={config.env: config.world}
     ) as driven:
         phase = driven.rollout(agent.episode, starts, levels=agent.levels)
     return phase.record
