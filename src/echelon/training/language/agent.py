@@ -17,10 +17,10 @@ from torch import Tensor
 from echelon.credit.credit import Credit
 from echelon.errors import UsageError
 from echelon.language.engine import Source
-from echelon.language.program import LevelSpec, Lm, Log, Reply, WorldHandle
+from echelon.language.program import Channel, LevelSpec, Lm, Log, Reply, WorldHandle
 from echelon.language.record import Record, Use
 from echelon.language.words import Tokenizer
-from echelon.language.worlds.world import Observation
+from echelon.language.worlds.world import Observation, Turn
 from echelon.spans import Spans, SpanTree
 from echelon.training.language.config import LanguageConfig
 from echelon.training.trainer import Trainable, Trainer
@@ -35,8 +35,8 @@ Speak = Callable[[Observation, Sequence[int], Compose], Awaitable[Reply]]
 class Voice(Protocol):
     """Where the texts of an episode come from."""
 
-    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
-        """The voice of one episode."""
+    def begin(self, lm: Lm, world: WorldHandle, labels: Sequence[Channel] = ()) -> Speak:
+        """The voice of one episode; `labels`: channels that label the tokens of its turns."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Model:
 
     max_tokens: int
 
-    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
+    def begin(self, lm: Lm, world: WorldHandle, labels: Sequence[Channel] = ()) -> Speak:
         """Sample every turn."""
 
         async def speak(seen: Observation, context: Sequence[int], compose: Compose) -> Reply:
-            return await lm(context, max_tokens=self.max_tokens)
+            return await lm(context, max_tokens=self.max_tokens, labels=labels)
 
         return speak
 
@@ -63,7 +63,7 @@ class Expert:
     reading: bool
     """Whether the world's text is a target too: how a model without any language learns to read."""
 
-    def begin(self, lm: Lm, world: WorldHandle) -> Speak:
+    def begin(self, lm: Lm, world: WorldHandle, labels: Sequence[Channel] = ()) -> Speak:
         """Record every turn as a demonstration."""
         rng, read = lm.generator(), 1
 
@@ -79,7 +79,7 @@ class Expert:
                 raise UsageError("the expert is at a loss, and the world lists no admissible action")
             text = [*self.tokenizer.encode(compose(action)), self.tokenizer.eos]
             read = len(context) + len(text)
-            return await lm.tell(context, text)
+            return await lm.tell(context, text, labels=labels)
 
         return speak
 
@@ -89,9 +89,10 @@ class Turns:
     """The turns of a record that are trained: calls that learners made for their episodes, in order. C turns, M items.
 
     tree: `group` > `episode` over the C turns. tokens: the M items as turns. items: int64 [M], their place in the
-    record. calls: int64 [C]. reward, valid, state: [C].
+    record. calls: int64 [C]. reward, valid, state: [C]. record: what they are the turns of.
     """
 
+    record: Record
     calls: Tensor
     tree: SpanTree
     tokens: Spans
@@ -111,6 +112,7 @@ class Turns:
             {"group": Spans.by_key(record.episodes.group[episode]), "episode": (Spans.by_key(episode), "group")}
         )
         return cls(
+            record=record,
             calls=chosen,
             tree=tree,
             tokens=Spans.from_lengths(record.length[chosen]),
@@ -119,6 +121,12 @@ class Turns:
             valid=calls.valid[chosen],
             state=calls.state[chosen],
         )
+
+    @property
+    def terminated(self) -> Tensor:
+        """bool, one an episode of the tree: whether it ended by itself; the others were cut off."""
+        last = self.calls[self.tree["episode"].ends]
+        return self.record.episodes.terminated[self.record.episode[last]]
 
 
 class LanguageAgent(Trainable, ABC):
@@ -131,7 +139,7 @@ class LanguageAgent(Trainable, ABC):
     """Name of the format of its texts; agents of one form share a warm start."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Marks in its texts that are one token each in a vocabulary of words."""
-    heads: ClassVar[tuple[str, ...]] = ()
+    heads: tuple[str, ...] = ()
     """Columns of its critic; none for agents without one."""
 
     def __init__(self, config: Any, tokenizer: Tokenizer, voice: Voice):
@@ -150,12 +158,33 @@ class LanguageAgent(Trainable, ABC):
 
     @abstractmethod
     def credit(self, turns: Turns, values: Mapping[str, Tensor]) -> Credit:
-        """The credit of the turns' items, [M]; values: head → [M] at the items."""
+        """The credit of the turns' items, [M]. values: head → [M], what the critic said just before each item.
+
+        Targets of a head are finite at the items before which it is to be trained, NaN at the others.
+        """
+
+    def trained(self, turns: Turns, credit: Credit) -> Tensor:
+        """bool [M]: the items of the policy's loss, over which it is averaged; forced ones are never among them."""
+        return sampled(turns.record, turns)
+
+    def facts(self, turns: Turns) -> Mapping[str, Tensor]:
+        """Further metrics of an iteration."""
+        return {}
+
+    @classmethod
+    def wording(cls, turn: Turn) -> Sequence[str]:
+        """What its texts say around an expert's turn beside the world's own words, for the vocabulary."""
+        return ()
 
 
 def over_items(turns: Turns, column: Tensor, size: int, rest: float = 0.0) -> Tensor:
     """A column of the turns' items [M] on all `size` items of the record; `rest` elsewhere."""
     return torch.full((size,), rest, dtype=column.dtype).index_copy_(0, turns.items, column)
+
+
+def at_items(turns: Turns, column: Tensor, places: Tensor) -> Tensor:
+    """A column of the turns [C] at one of the M items of each, `places` int64 [C]; NaN at the other items, [M]."""
+    return column.new_full((turns.tokens.size,), torch.nan).index_copy_(0, places, column)
 
 
 def sampled(record: Record, turns: Turns) -> Tensor:

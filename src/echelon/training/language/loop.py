@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from echelon.credit.credit import Credit
-from echelon.errors import CheckpointError, DataError
+from echelon.errors import CheckpointError, DataError, UsageError
 from echelon.language.driver import Phase
-from echelon.language.models import LanguageModel
+from echelon.language.models import Critic, LanguageModel
 from echelon.language.record import Record
 from echelon.language.sampling import TransformersEngine
 from echelon.language.scorer import Scorer
@@ -32,8 +32,9 @@ from echelon.training import checkpoint
 from echelon.training.evaluation import score
 from echelon.training.interrupt import Interrupt
 from echelon.training.language import play
-from echelon.training.language.agent import LanguageAgent, Model, Turns, over_items, sampled
+from echelon.training.language.agent import LanguageAgent, Model, Turns, over_items
 from echelon.training.language.config import LanguageConfig
+from echelon.training.language.critic import CriticConfig, ValueLearner, explained_variance
 from echelon.training.language.warm import WarmStart, warm_start
 from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
 from echelon.training.progress import Progress
@@ -66,6 +67,7 @@ class LanguageRun(Trainer):
     agent: LanguageAgent
     language: LanguageModel
     reference: Scorer | None
+    critic: Critic | None = None
     step: int = 0
     train_s: float = 0.0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -76,6 +78,11 @@ class LanguageRun(Trainer):
         self.scorer = Scorer(self.language.model, autocast=autocast)
         self.engine = TransformersEngine({"policy": self.language})
         self.optimiser = torch.optim.AdamW(self.parameters, lr=c.lr, weight_decay=0.0, fused=True)
+        self.learner: ValueLearner | None = None
+        if self.critic is not None:
+            if not isinstance(c, CriticConfig):
+                raise UsageError(f"{c.system}: an agent with values has a CriticConfig")
+            self.learner = ValueLearner(self.critic, c, autocast)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -108,7 +115,8 @@ class LanguageRun(Trainer):
         language = inputs.load()
         agent = system(config, language.tokenizer, Model(config.max_tokens))
         reference = Scorer(inputs.load().model.requires_grad_(False)) if config.kl else None
-        return cls(directory, config, runtime, agent, language, reference)
+        critic = Critic(inputs.load().model, agent.heads).eval() if agent.heads else None
+        return cls(directory, config, runtime, agent, language, reference, critic)
 
     @classmethod
     def load(
@@ -130,6 +138,8 @@ class LanguageRun(Trainer):
         """Continue from a checkpoint."""
         load_weights(self.language.model, found)
         self.optimiser.load_state_dict(checkpoint.unflatten(found.tensors, found.state["optimizer"]))
+        if self.learner is not None:
+            self.learner.restore(found)
         self.engine.load("policy", {})
         self.step, self.train_s = found.step, found.state["train_s"]
 
@@ -137,8 +147,11 @@ class LanguageRun(Trainer):
         """Write a checkpoint of the current step."""
         moments, description = checkpoint.flatten(self.optimiser.state_dict(), "optimizer")
         weights = {f"policy.{name}": p for name, p in self.language.model.named_parameters() if p.requires_grad}
-        state = {"optimizer": description, "train_s": self.train_s}
-        checkpoint.save(self.directory, self.step, weights | moments, state)
+        tensors, state = weights | moments, {"optimizer": description, "train_s": self.train_s}
+        if self.learner is not None:
+            more, facts = self.learner.save()
+            tensors, state = tensors | more, state | facts
+        checkpoint.save(self.directory, self.step, tensors, state)
 
     def result(self) -> dict[str, Any]:
         """The mean success over the last evaluations."""
@@ -154,8 +167,9 @@ class LanguageRun(Trainer):
             MetricsWriter(self.directory, tensorboard) as metrics,
             Progress(c.updates, label, start=self.step, unit="iterations") as progress,
         ):
-            metrics.truncate_after(self.step)
-            self.evaluations = evaluations.truncate_after(self.step)
+            held = self.step or -1  # before the first checkpoint, the evaluation of step 0 is done again too
+            metrics.truncate_after(held)
+            self.evaluations = evaluations.truncate_after(held)
             if self.step == 0:
                 self._evaluate(metrics, evaluations, progress)
             while self.step < c.updates:
@@ -203,8 +217,11 @@ class LanguageRun(Trainer):
     def learn(self, record: Record) -> Metrics:
         """The optimiser steps of an iteration, each on a share of the groups."""
         c, turns = self.config, Turns.of(record)
-        credit = self.agent.credit(turns, {})
         _, view, _ = cheapest(record, turns.calls, width=self.language.model.config.hidden_size, batch=c.token_budget)
+        values = {}
+        if self.learner is not None:
+            values = {head: v[turns.items] for head, v in self.learner.values(view, record.size).items()}
+        credit = self.agent.credit(turns, values)
         given = {
             "advantage": over_items(turns, credit.advantage, record.size),
             "old_logp": self._old(record, view),
@@ -212,16 +229,20 @@ class LanguageRun(Trainer):
         if self.reference is not None:
             given["ref_logp"] = self._score(self.reference, view, record.size)
         group = turns.tokens.expand(turns.tree["group"].ids)  # [M]
-        chosen = sampled(record, turns)
-        steps = []
+        chosen = self.agent.trained(turns, credit)
+        steps, value_steps = [], []
         for part in torch.arange(turns.tree["group"].n).tensor_split(c.minibatches):
-            mine = chosen & (group >= part[0]) & (group <= part[-1]) if len(part) else torch.zeros_like(chosen)
-            if not bool((mine & (credit.weight > 0)).any()):
+            if not len(part):
                 continue
-            weight = loss_weights(turns.tokens, c.aggregation, where=mine, weight=credit.weight)
-            steps.append(self._optimise(view, over_items(turns, weight, record.size), given))
+            here = (group >= part[0]) & (group <= part[-1])
+            if self.learner is not None and (step := self.learner.optimise(view, turns, here, values, credit.target)):
+                value_steps.append(step)
+            if bool((here & chosen & (credit.weight > 0)).any()):
+                weight = loss_weights(turns.tokens, c.aggregation, where=here & chosen, weight=credit.weight)
+                steps.append(self._optimise(view, over_items(turns, weight, record.size), given))
         self.engine.load("policy", {})
-        return self._metrics(record, turns, credit, given, steps)
+        metrics = self._metrics(record, turns, credit, given, steps)
+        return metrics | _value_metrics(values, credit, value_steps) | dict(self.agent.facts(turns))
 
     def _optimise(self, view: View, weight: Tensor, given: Mapping[str, Tensor]) -> Step:
         c = self.config
@@ -273,8 +294,7 @@ class LanguageRun(Trainer):
             "groups/silent": silent.float().mean(),
             "states/alone": (states.lengths == 1).sum() / max(states.size, 1),
         }
-        for name in {name for step in steps for name in step.terms}:
-            values[f"loss/{name}"] = sum(step.terms.get(name, 0.0) for step in steps) / len(steps)
+        values |= _losses(steps)
         if steps:
             last = steps[-1].columns
             known = last["logp"].isfinite()
@@ -309,6 +329,24 @@ class LanguageRun(Trainer):
         metrics.write(self.step, "eval", {"success": row["success"], "turns": row["turns"], **means})
         progress.print(f"step {self.step}: success {row['success']:.2f}  "
                        + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
+
+
+def _losses(steps: list[Step]) -> Metrics:
+    """The mean over the steps of each term."""
+    names = dict.fromkeys(name for step in steps for name in step.terms)
+    return {f"loss/{name}": sum(step.terms.get(name, 0.0) for step in steps) / len(steps) for name in names}
+
+
+def _value_metrics(values: Mapping[str, Tensor], credit: Credit, steps: list[Step]) -> Metrics:
+    """What each head said and was to say, at its own items, before the critic's steps; and their losses."""
+    found: Metrics = {}
+    for head, value in values.items():
+        known = credit.target[head].isfinite()
+        found[f"value/{head}"] = value[known].mean() if bool(known.any()) else torch.tensor(0.0)
+        found[f"value/{head}/explained"] = explained_variance(value, credit.target[head])
+    if steps:
+        found["critic_gradient_norm"] = max(step.grad_norm for step in steps)
+    return found | _losses(steps)
 
 
 def load_weights(model: Any, found: checkpoint.Checkpoint) -> None:
