@@ -29,7 +29,8 @@ class TextCraft(BaseWorld):
     """The world; kinds are the crafting depths of the goal, splits have different goal items.
 
     `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
-    `Observation.info` has `goal`, `inventory` {item: count} and, at a reset, `recipes` (as shown), `depth` and `needed`
+    `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick"; "done"
+    at the end), and, at a reset, `recipes` (as shown), `depth` and `needed`
     (number of recipes that are no distractors). `state` is the goal with the inventory.
     """
 
@@ -73,9 +74,19 @@ class TextCraft(BaseWorld):
         """Next command of the recursive plan; planned anew when something else was done."""
         if self._seen.done:
             return None
+        steps = self._steps()
+        return steps[0] if steps else None
+
+    def _steps(self) -> tuple[str, ...]:
+        """The rest of the plan, made anew if there is none."""
         if not self._plan:
             self._plan = self.plan() or ()
-        return self._plan[0] if self._plan else None
+        return self._plan
+
+    def _phase(self) -> str:
+        """What the expert's next crafting step is for."""
+        crafted = [step.split(" using ")[0].split(" ", 2)[2] for step in self._steps() if step.startswith("craft ")]
+        return f"craft {crafted[0] if crafted else self._goal}"
 
     def _start(self, task: Task) -> Observation:
         known = goals(task.kind)
@@ -118,7 +129,8 @@ class TextCraft(BaseWorld):
         held = ", ".join(f"{count} {item}" for item, count in sorted(inventory.items()))
         finds = [f"get {count} {item}" for item, counts in self._kitchen.amounts.items() for count in counts]
         admissible = () if terminated else ("inventory", *self._kitchen.crafts(inventory), *finds)
-        info = {"goal": self._goal, "inventory": inventory, **more}
+        phase = "done" if terminated else self._phase()
+        info = {"goal": self._goal, "inventory": inventory, "phase": phase, **more}
         return Observation(text, admissible, f"{self._goal} | {held}", reward, terminated, valid=valid, info=info)
 
     def _inventory(self) -> dict[str, int]:
