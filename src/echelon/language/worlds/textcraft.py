@@ -29,9 +29,9 @@ class TextCraft(BaseWorld):
     """The world; kinds are the crafting depths of the goal, splits have different goal items.
 
     `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
-    `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick"; "done"
-    at the end), and, at a reset, `recipes` (as shown), `depth` and `needed`
-    (number of recipes that are no distractors). `state` is the goal with the inventory.
+    `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick", or
+    "done" at the end), and, at a reset, `recipes` (as shown), `depth` and `needed` (number of recipes that are no
+    distractors). `state` is the goal with the inventory.
     """
 
     name: ClassVar[str] = "textcraft"
