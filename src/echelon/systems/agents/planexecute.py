@@ -80,10 +80,19 @@ def phase(seen: Observation) -> str:
 class PlanConfig(LanguageConfig):
     """What runs of the plan-execute program have."""
 
-    max_tokens: int = 48
-    """Tokens that a turn may emit."""
+    plan_tokens: int = 32
+    """Tokens that a turn may emit for switch, subgoal and tags, beside the `max_tokens` of its action."""
     strict: bool = False
     """Whether a turn that departs from the format in any way is not understood at all; else what is there counts."""
+
+    @property
+    def turn_tokens(self) -> int:
+        """Tokens of a whole turn."""
+        return self.max_tokens + self.plan_tokens
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("plan_tokens", self.plan_tokens >= 0, "0 or more")
 
 
 class PlanExecute(React):

@@ -101,6 +101,11 @@ class LanguageConfig(RunConfig):
         pairs = [option.partition("=") for option in self.options]
         return {"limit": self.limit, **{name: json.loads(value) for name, _, value in pairs}}
 
+    @property
+    def turn_tokens(self) -> int:
+        """Tokens that a turn may emit, whatever else an agent writes beside its action included."""
+        return self.max_tokens
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in self.options:

@@ -113,7 +113,7 @@ class LanguageRun(Trainer):
     ) -> LanguageRun:
         """A run at step 0."""
         language = inputs.load()
-        agent = system(config, language.tokenizer, Model(config.max_tokens))
+        agent = system(config, language.tokenizer, Model(config.turn_tokens))
         reference = Scorer(inputs.load().model.requires_grad_(False)) if config.kl else None
         critic = Critic(inputs.load().model, agent.heads).eval() if agent.heads else None
         return cls(directory, config, runtime, agent, language, reference, critic)
@@ -127,7 +127,7 @@ class LanguageRun(Trainer):
 
         language = load_model(spec["warm_start"])
         load_weights(language.model, found)
-        return Actor(system(config, language.tokenizer, Model(config.max_tokens)), language)
+        return Actor(system(config, language.tokenizer, Model(config.turn_tokens)), language)
 
     @classmethod
     def evaluate(cls, agent: Actor, config: LanguageConfig, step: int, episodes: int, seed: int) -> dict[str, Any]:
@@ -319,6 +319,7 @@ class LanguageRun(Trainer):
             self.agent, self.engine, self.language.context, c, self.step, c.eval_episodes, c.seed
         )
         progress.note("")
+        self.engine.forget()  # a run that goes on from here has not read what was read now
         evaluations.append(row)
         self.evaluations.append(row)
         (self.directory / "records").mkdir(exist_ok=True)
