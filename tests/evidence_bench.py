@@ -110,7 +110,7 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def bench(tmp_path: Path, claimed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(train, "prepare_data", lambda env, transitions, jobs: None)
+    monkeypatch.setattr(train, "prepare", lambda configs: None)
     monkeypatch.setattr(codehash, "of_run", lambda system: f"code of {system}")
     monkeypatch.setattr(codehash, "of_result", lambda systems, statistics: dict(MODULES))
     return Bench(tmp_path)

@@ -10,6 +10,7 @@ from echelon.errors import DataError
 from echelon.evidence import codehash
 from echelon.systems import index
 from echelon.training.codehash import TRAINER, closure, code_hash, code_hashes, digest, module_hash
+from echelon.training.language.agent import LanguageAgent
 
 MODULE = '''"""What it is."""
 import math
@@ -105,6 +106,7 @@ def package(tmp_path: Path) -> Path:
         "heavy.py": "",
         "recipes.py": "",
         "errors.py": "",
+        "table.py": 'WORLDS = {"one": "echelon.spans:One", "none": "echelon.nowhere:X", "words": "see late: soon"}\n',
         "evidence/__init__.py": "",
         "evidence/view.py": "",
         "cli/__init__.py": "",
@@ -130,6 +132,10 @@ def test_closure_resolves_relative_imports_and_cycles(package: Path) -> None:
     assert reached(package, "systems.b") == {"systems.b", "spans"} | reached(package, "systems.a")
 
 
+def test_closure_follows_tables_of_names(package: Path) -> None:
+    assert reached(package, "table") == {"table", "spans"} | reached(package, "systems.b")
+
+
 def test_closure_leaves_out_what_only_claims_use(package: Path) -> None:
     assert reached(package, "systems.c") == {"systems.c"}
 
@@ -144,8 +150,14 @@ def test_real_systems_depend_on_their_loop_data_and_networks(system: str) -> Non
     module = str(index.rows()[system].module)
     hashes = code_hashes([module, TRAINER])
     family = index.rows()[system].family
-    expected = {f"systems/{family}/{system}.py", "training/run.py", f"training/{family}.py", "training/evaluation.py"}
-    assert expected | {"data/goals.py", "nets/mlp.py", "hierarchy/level.py"} <= set(hashes)
+    expected = {f"systems/{family}/{system}.py", "training/run.py", "training/evaluation.py"}
+    if issubclass(index.load(system), LanguageAgent):
+        expected |= {"training/language/loop.py", "language/driver.py", "language/sampling.py", "language/scorer.py"}
+        expected |= {"language/worlds/textcraft.py", "language/worlds/alfworld.py"}
+    else:
+        expected |= {f"training/{family}.py", "data/goals.py", "nets/mlp.py", "hierarchy/level.py"}
+        assert not [name for name in hashes if name.startswith(("language/", "training/language/"))]
+    assert expected <= set(hashes)
     assert not [name for name in hashes if name.startswith(("evidence/", "cli/"))]
     assert codehash.of_run(system) == code_hash(module) == digest(hashes)
 

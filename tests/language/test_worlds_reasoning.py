@@ -106,7 +106,7 @@ def test_where_the_answer_is_read(response: str, answer: str | None) -> None:
 
 
 def test_wrong_late_and_missing_answers() -> None:
-    world = Reasoning(attempts=2)
+    world = Reasoning(limit=2)
     task = tasks("reasoning", "train", 1, 0, ["chain_sum-3"])[0]
     first = world.reset(task)
     assert first.info == {"family": "chain_sum", "difficulty": 3, "answer": first.info["answer"]}

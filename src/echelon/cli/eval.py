@@ -15,14 +15,14 @@ from echelon.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate the newest checkpoint of a run on its five test tasks, greedily."""
+    """Evaluate the newest checkpoint of a run on its test tasks, acting as in its own evaluations."""
 
     run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """Directory of the run."""
     episodes: int = 50
     """Episodes of each task."""
     seed: int = 0
-    """Seed of the start and goal noise."""
+    """Seed of what is drawn: start and goal noise, or the texts of a language agent."""
     json: bool = False
     """Print JSON."""
 

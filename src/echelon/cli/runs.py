@@ -14,7 +14,7 @@ from echelon.cli import show
 from echelon.errors import UsageError
 
 if TYPE_CHECKING:
-    from echelon.training.config import Config
+    from echelon.training.config import RunConfig
 
 CONFIG = "config.json"
 
@@ -35,7 +35,7 @@ class Machine:
     """Print the result as JSON; messages go to stderr."""
 
 
-def config_of(directory: Path) -> Config:
+def config_of(directory: Path) -> RunConfig:
     """The configuration of the run in `directory`; UsageError says what is there instead."""
     if not (directory / CONFIG).is_file():
         raise UsageError(f"{directory} holds no run; {hint(directory)}")
@@ -54,7 +54,7 @@ def hint(directory: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "train one: echelon train SYSTEM"
 
 
-def train(config: Config, out: Path | None, machine: Machine) -> int:
+def train(config: RunConfig, out: Path | None, machine: Machine) -> int:
     """Train `config` in `out`, or go on with it there, and show the result; 130 when a signal stopped it."""
     from echelon.systems import launch
 
@@ -74,17 +74,13 @@ def train(config: Config, out: Path | None, machine: Machine) -> int:
     return 0
 
 
-def check(config: Config, machine: Machine) -> None:
+def check(config: RunConfig, machine: Machine) -> None:
     """Refuse flags that no run could start with, before data are made or anything is written."""
-    from echelon.envs.catalog import environment
+    from echelon.systems import launch
     from echelon.training.runtime import choose
 
-    environment(config.env)
+    launch.check(config)
     choose(machine.device, machine.precision, machine.threads)
-    try:
-        config.goals()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def messages(as_json: bool) -> contextlib.AbstractContextManager[Any]:

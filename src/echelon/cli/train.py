@@ -1,4 +1,4 @@
-"""`echelon train`: a system on a data set, from a recipe or a configuration file, for one seed or several."""
+"""`echelon train`: a system on a data set or in a text world, from a recipe or a file, for one seed or several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from echelon.cli.arguments import parse, parse_known
 from echelon.errors import UsageError
 
 if TYPE_CHECKING:
-    from echelon.training.config import Config
+    from echelon.training.config import RunConfig
 
 USAGE = """\
 usage: echelon train SYSTEM [--env NAME] [--size SIZE] [--out DIR] [flags]
@@ -27,6 +27,7 @@ Every field of the configuration is a flag.
 
   echelon train ota --env pointmaze-large-stitch-v0 --size cpu
   echelon train hiql --size cpu --updates 30000 --seeds 0-7 --jobs 2
+  echelon train gigpo --env textcraft --size cpu
 
 systems: {systems}
 All flags of a system: echelon train SYSTEM --help"""
@@ -46,8 +47,8 @@ class Start:
 class Recipe(Start):
     """`Start`, and the environment that the recipe is for."""
 
-    env: str = "pointmaze-medium-navigate-v0"
-    """Environment and data set."""
+    env: str | None = None
+    """Environment and data set, or text world (default: that of the system)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def run(args: list[str]) -> int:
     return runs.train(config, options.out, options) if options.seeds is None else train_seeds(config, options)
 
 
-def starting_point(args: list[str]) -> tuple[Config, list[str]]:
+def starting_point(args: list[str]) -> tuple[RunConfig, list[str]]:
     """The configuration that SYSTEM, --env and --size or --config name, and the flags that follow."""
     from echelon.systems import index
 
@@ -93,7 +94,7 @@ def starting_point(args: list[str]) -> tuple[Config, list[str]]:
     return config, rest
 
 
-def read_flags(default: Config, args: list[str]) -> tuple[Run, Config]:
+def read_flags(default: RunConfig, args: list[str]) -> tuple[Run, RunConfig]:
     """Read all flags: those of the run, and those that change single fields of the configuration."""
     parts: list[Any] = [("run", OmitArgPrefixes[Run]), ("config", OmitArgPrefixes[type(default)])]  # type: ignore[misc]
     schema: Any = dataclasses.make_dataclass("Train", parts, frozen=True)
@@ -102,9 +103,9 @@ def read_flags(default: Config, args: list[str]) -> tuple[Run, Config]:
     return found.run, found.config
 
 
-def train_seeds(config: Config, options: Run) -> int:
+def train_seeds(config: RunConfig, options: Run) -> int:
     """Train several seeds as child processes and print all their results."""
-    from echelon.evidence.train import echelon_train, one_per_seed, prepare_data, task
+    from echelon.evidence.train import echelon_train, one_per_seed, prepare, task
     from echelon.training.launch import parse_seeds, run_many
     from echelon.training.run import check_directory, default_directory
 
@@ -118,7 +119,7 @@ def train_seeds(config: Config, options: Run) -> int:
     for directory, one in configs.items():
         check_directory(directory, one)
     with runs.messages(options.json):
-        prepare_data(config.env, config.transitions, options.jobs)
+        prepare(configs.values())
         tasks = [task(directory, one, command) for directory, one in configs.items()]
         run_many(tasks, options.jobs, label="trainings")
     runs.show_results(list(configs), options.json)

@@ -39,6 +39,7 @@ def run(args: list[str]) -> int:
     for path in options.what:
         if not list(path.glob(runs.CONFIG)) and not list(path.glob(f"*/{runs.CONFIG}")):
             raise UsageError(f"{path} holds no run; {runs.hint(path)}")
+    refuse_language(options.what)
     from echelon.evidence.view.page import view
     from echelon.evidence.view.picture import picture
 
@@ -51,6 +52,20 @@ def run(args: list[str]) -> int:
     else:
         print("\n".join(f"{name}: {file}" for name, file in files.items()))
     return 0
+
+
+def refuse_language(paths: tuple[Path, ...]) -> None:
+    """Say where to read on, when there is a language agent's run among `paths`: the page shows runs from data sets."""
+    from echelon.training.config import Config
+
+    for path in paths:
+        for file in (*path.glob(runs.CONFIG), *sorted(path.glob(f"*/{runs.CONFIG}"))):
+            config = runs.config_of(file.parent)
+            if not isinstance(config, Config):
+                raise UsageError(
+                    f"the page cannot show language agents yet, and {file.parent} is a run of '{config.system}'; "
+                    f"transcripts of its evaluations: {file.parent}/records/*.txt; curves: echelon compare {path} --svg"
+                )
 
 
 def has_display() -> bool:

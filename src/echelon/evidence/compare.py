@@ -21,7 +21,7 @@ from echelon.evidence.statistics import Estimate
 from echelon.evidence.train import Command, echelon_train, one_per_seed, train_all
 from echelon.evidence.view.markup import Markup, tag
 from echelon.evidence.view.svg import Line, line_chart
-from echelon.training.config import Config
+from echelon.training.config import RunConfig
 
 RUNS = "runs/compare"
 CHART = (440, 270)
@@ -80,9 +80,11 @@ def compare(
 
     Runs that are finished below `runs` are used again. Raises UsageError for an unknown system, size or field.
     """
-    from echelon.systems.launch import recipe
+    from echelon.systems.launch import check, recipe
 
     configs = [_changed(recipe(system, env, size), changes or {}) for system in systems for env in envs]
+    for config in configs:
+        check(config)
     trained = train_all([c for config in configs for c in one_per_seed(config, seeds)], runs, jobs, command)
     return of_runs([run.path for run in trained.values()])
 
@@ -202,7 +204,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
+def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     fields = {f.name for f in dataclasses.fields(config)}
     strange = [name for name in changes if name not in fields]
     if strange:

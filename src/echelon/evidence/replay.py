@@ -3,11 +3,12 @@
 A result goes stale when a module that it depends on changes, whatever the change. Training anew is one answer. Another
 is to run the first updates of every arm again and to compare, bit for bit, with what the recorded code did there:
 
-1. `record` trains each arm for `UPDATES` updates with its real configuration on its real data (first seed, CPU,
-   float32, one thread), evaluates it with one episode a task, and takes a digest of the final checkpoint's tensors
-   (but for random generators), the outcomes, the executed actions, every level's decisions, and the claim's statistic.
-   It also judges the recorded scores again. All of it is appended to the result's file as a fact, with the hashes of
-   the code and the `identity` of machine, versions and data: digests are a function of these two alone.
+1. `record` trains each arm for some updates (`UPDATES`; language agents: `ITERATIONS`) with its real configuration on
+   its real data (first seed, CPU, float32, one thread), evaluates it with one episode a task, and takes a digest of the
+   final checkpoint's tensors (but for random generators), the outcomes, the executed actions, every level's decisions,
+   and the claim's statistic. It also judges the recorded scores again. All of it is appended to the result's file as a
+   fact, with the hashes of the code and the `identity` of machine, versions and data: digests are a function of these
+   two alone.
 2. `answer` compares the facts about one result: those of the code that made the result with those of the present code.
 
 What a replay cannot see: code that the first updates do not reach, such as a schedule that acts later.
@@ -34,13 +35,18 @@ from echelon.evidence import codehash, results
 from echelon.evidence.reproduce import claims_of, hashes_of, judge, specification
 from echelon.evidence.run import Run
 from echelon.evidence.train import Command, echelon_train, train_all
-from echelon.training.config import Config
+from echelon.systems import index
+from echelon.training.config import Config, RunConfig
 
 FORMAT = 1
 """Counts up when digests come to cover other things: facts of different formats are not compared."""
 UPDATES = 32
+ITERATIONS = 2
+"""Updates of a language agent: each collects episodes and learns from them."""
 GENERATORS = ("random.", "source.generator")
 """What of a checkpoint does not count, by the beginning of its name: where generators stand shows in what they drew."""
+CLOCKS = {"call/started", "call/finished"}
+"""What of a language agent's record does not count: when its calls were made."""
 ROLES = ("method", "baseline")
 FLAGS = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 MACHINE = ("cpu", "device", "gpu", "matmul", "precision", "threads", "torch")
@@ -144,10 +150,11 @@ def judged_again(claim: Claim, entry: results.Entry) -> dict[str, Any]:
     return {**dataclasses.asdict(estimate), "verdict": str(verdict)}
 
 
-def shortened(config: Config) -> Config:
+def shortened(config: RunConfig) -> RunConfig:
     """The same configuration for the first updates alone, with one small evaluation at their end."""
+    updates = UPDATES if isinstance(config, Config) else ITERATIONS
     return dataclasses.replace(
-        config, updates=UPDATES, eval_every=UPDATES, log_every=UPDATES, checkpoint_every=UPDATES, eval_episodes=1
+        config, updates=updates, eval_every=updates, log_every=updates, checkpoint_every=updates, eval_episodes=1
     )
 
 
@@ -159,7 +166,7 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
 
     arms = {c.id: [shortened(score.arm.config(c.seeds[0])) for score in c.scores] for c in claims}
     configs = list(dict.fromkeys(config for members in arms.values() for config in members))
-    print(f"replaying the first {UPDATES} updates of {len(configs)} arms")
+    print(f"replaying the first {max(config.updates for config in configs)} updates of {len(configs)} arms")
     with tempfile.TemporaryDirectory(prefix="echelon-replay-") as folder:
         runs = train_all(configs, folder, jobs, short)
         traces = {config: run_digest(run) for config, run in runs.items()}
@@ -176,27 +183,32 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
 
 
 def run_digest(run: Run) -> hashlib._Hash:
-    """SHA-256, to be continued, over what a run came to: weights, optimiser states, outcomes, actions, decisions.
-    Times and the states of random generators are left out."""
+    """SHA-256, to be continued, over what a run came to: weights, optimiser states, outcomes, actions, decisions; of a
+    language agent, the records of its evaluations. Times and the states of random generators are left out."""
+    from echelon.language.record import Record
     from echelon.rollout import Rollout
     from echelon.training import checkpoint
 
     found = checkpoint.latest(run.path)
-    records = sorted((run.path / "rollouts").glob("*.safetensors"))
-    if found is None or not records:
+    rollouts, records = (sorted((run.path / kind).glob("*.safetensors")) for kind in ("rollouts", "records"))
+    if found is None or not (rollouts or records):
         raise DataError(f"{run.path} holds no checkpoint or no rollout; it cannot be compared")
     ink = hashlib.sha256()
     for name in sorted(name for name in found.tensors if not name.startswith(GENERATORS)):
         _absorb(ink, f"checkpoint {name}", found.tensors[name])
     for row in run.evaluations:
         ink.update(json.dumps([row["step"], row["tasks"]], sort_keys=True).encode())
-    for record_file in records:
-        rollout = Rollout.load(record_file.with_suffix(""))
-        _absorb(ink, f"{record_file.stem} executed", rollout.executed)
+    for file in rollouts:
+        rollout = Rollout.load(file.with_suffix(""))
+        _absorb(ink, f"{file.stem} executed", rollout.executed)
         for level in rollout.levels:
             table = rollout.decisions[level]
             for column in ("action", "start", "stop"):
-                _absorb(ink, f"{record_file.stem} {level} {column}", getattr(table, column))
+                _absorb(ink, f"{file.stem} {level} {column}", getattr(table, column))
+    for file in records:
+        columns = Record.load(file.with_suffix("")).columns()
+        for name in sorted(columns.keys() - CLOCKS):
+            _absorb(ink, f"{file.stem} {name}", columns[name])
     return ink
 
 
@@ -211,20 +223,29 @@ def statistic_digest(trace: hashlib._Hash, run: Run, statistic: Statistic) -> st
     return ink.hexdigest()
 
 
-def identity_of(arms: Sequence[tuple[Config, Run]]) -> dict[str, Any]:
+def identity_of(arms: Sequence[tuple[RunConfig, Run]]) -> dict[str, Any]:
     """All that digests depend on beside the code: kernels, versions, data and the kind of replay."""
     machines = [{key: run.identity.get(key) for key in MACHINE} for _, run in arms]
     if any(machine != machines[0] for machine in machines):
         raise DataError(f"the arms were computed in different ways, so a replay means nothing: {machines}")
     versions = {name: version for name, version in results.versions().items() if name != "echelon"}
-    data = {f"{config.env} {config.transitions or 'whole'}": data_facts(config) for config, _ in arms}
-    return {"replay": {"format": FORMAT, "updates": UPDATES}, **machines[0], "versions": versions, "data": data}
+    data: dict[str, Any] = {}
+    for config, _ in arms:
+        facts = data_facts(config)
+        part = (config.transitions or "whole") if isinstance(config, Config) else facts["hash"][:12]
+        data[f"{config.env} {part}"] = facts
+    kind = {"format": FORMAT, "updates": max(shortened(config).updates for config, _ in arms)}
+    return {"replay": kind, **machines[0], "versions": versions, "data": data}
 
 
-def data_facts(config: Config) -> dict[str, Any]:
-    """Name, size and checksum of the data set that a configuration trains on."""
+def data_facts(config: RunConfig) -> dict[str, Any]:
+    """What a configuration trains on: name, size and checksum of a data set; what is known of a warm start."""
     from echelon.envs.ensure import ensure
 
+    if not isinstance(config, Config):
+        system = index.load(config.system)
+        facts = system.trainer().facts(system.trainer().inputs(system, config, lambda line: None))["data"]
+        return {name: fact for name, fact in facts.items() if name != "seconds"}
     manifest = ensure(config.env, config.transitions).manifest
     files = {name: spec["sha256"] for name, spec in {**manifest["columns"], "lengths": manifest["lengths"]}.items()}
     content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

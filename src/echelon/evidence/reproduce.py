@@ -20,7 +20,7 @@ from echelon.evidence.run import Run
 from echelon.evidence.statistics import Estimate
 from echelon.evidence.train import Command, echelon_train, train_all
 from echelon.systems import index
-from echelon.training.config import Config, to_json
+from echelon.training.config import RunConfig, to_json
 
 RUNS = "runs/reproduce"
 
@@ -86,7 +86,7 @@ def claims_of(system: str, full: bool = False) -> tuple[Claim, ...]:
     return claims
 
 
-def configs_of(arm: Arm, seeds: Sequence[int]) -> list[Config]:
+def configs_of(arm: Arm, seeds: Sequence[int]) -> list[RunConfig]:
     """The arm's configuration for every seed; UsageError unless they differ by the seed alone."""
     configs = [arm.config(seed) for seed in seeds]
     settings = [_settings(config) for config in configs]
@@ -144,7 +144,7 @@ def judge(claim: Claim, seeds: int, method: np.ndarray, baseline: np.ndarray | N
 
 
 def _examined(
-    claim: Claim, seeds: Sequence[int], trained: Mapping[Config, Run], evidence: Mapping[str, Any]
+    claim: Claim, seeds: Sequence[int], trained: Mapping[RunConfig, Run], evidence: Mapping[str, Any]
 ) -> tuple[Verdict, Estimate, results.Entry]:
     """Measure and judge one claim; returns what to say and what to record of it."""
     runs = [[trained[config] for config in configs_of(score.arm, seeds)] for score in claim.scores]
@@ -208,7 +208,7 @@ def _paired(claim: Claim) -> bool:
     return to_json(claim.method.arm.config(seed)) == to_json(claim.baseline.arm.config(seed))
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: RunConfig) -> dict[str, Any]:
     document = to_json(config)
     document["config"].pop("seed")
     return document

@@ -6,12 +6,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from echelon.errors import DataError
-
-if TYPE_CHECKING:
-    from echelon.training.agent import Agent
 
 RESULT = "result.json"
 
@@ -61,7 +58,7 @@ class Run:
         """Learning curve: (step, success in points 0 to 100) of every evaluation."""
         return [(int(row["step"]), 100.0 * float(row["success"])) for row in self.evaluations]
 
-    def agent(self) -> Agent:
+    def agent(self) -> Any:
         """The trained agent, with the weights of the newest checkpoint that verifies."""
         from echelon.systems.launch import load_agent
 

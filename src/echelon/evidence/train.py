@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from echelon.errors import DataError, EchelonError
 from echelon.evidence import codehash
 from echelon.evidence.run import Run
-from echelon.training.config import Config, to_json
+from echelon.systems import index
+from echelon.training.config import RunConfig, to_json
 from echelon.training.launch import Task, run_many
 
+C = TypeVar("C", bound=RunConfig)
 Command = Callable[[Path, Path], Sequence[str]]
 """(configuration file, run directory) -> the command that trains it there, or goes on with an unfinished run."""
 
@@ -25,7 +28,7 @@ def echelon_train(config: Path, directory: Path) -> Sequence[str]:
     return (sys.executable, "-m", "echelon", "train", "--config", str(config), "--out", str(directory))
 
 
-def directory_of(config: Config, root: Path | str, code: str) -> Path:
+def directory_of(config: RunConfig, root: Path | str, code: str) -> Path:
     """Place of the run of `config` by the code with hash `code`: root/<system>-<env>-<hash of both>/seed-<seed>.
 
     Runs that differ by the seed only are siblings. Changed code means another directory, so an unfinished run never
@@ -39,19 +42,18 @@ def directory_of(config: Config, root: Path | str, code: str) -> Path:
 
 
 def train_all(
-    configs: Iterable[Config], root: Path | str, jobs: int = 2, command: Command = echelon_train
-) -> dict[Config, Run]:
+    configs: Iterable[RunConfig], root: Path | str, jobs: int = 2, command: Command = echelon_train
+) -> dict[RunConfig, Run]:
     """Train the configurations whose run below `root` is not finished, `jobs` at a time; returns the run of each.
 
-    Data sets are made first, once. Raises EchelonError with the end of the log when a training fails; what had finished
-    by then is kept.
+    Data sets and warm starts are made first, once. Raises EchelonError with the end of the log when a training fails;
+    what had finished by then is kept.
     """
     configs = list(dict.fromkeys(configs))
     code = {system: codehash.of_run(system) for system in {config.system for config in configs}}
     runs = {config: Run(directory_of(config, root, code[config.system])) for config in configs}
     missing = {config: run for config, run in runs.items() if not run.finished}
-    for env, transitions in sorted({(config.env, config.transitions or 0) for config in missing}):
-        prepare_data(env, transitions or None, jobs)
+    prepare(missing)
     if missing:
         run_many([task(run.path, config, command) for config, run in missing.items()], jobs, label="trainings")
     for config, run in runs.items():
@@ -59,11 +61,11 @@ def train_all(
     return runs
 
 
-def prepare_data(env: str, transitions: int | None, jobs: int) -> None:
-    """Make the data set of `env` if it is not there, so that parallel trainings do not all make it."""
-    from echelon.envs.ensure import ensure
-
-    ensure(env, transitions, jobs)
+def prepare(configs: Iterable[RunConfig]) -> None:
+    """Make the data sets and warm starts that are not there, so that parallel trainings do not all make them."""
+    for config in dict.fromkeys(dataclasses.replace(config, seed=0) for config in configs):
+        system = index.load(config.system)
+        system.trainer().inputs(system, config, print)
 
 
 def progress(directory: Path, updates: int) -> float:
@@ -78,12 +80,12 @@ def progress(directory: Path, updates: int) -> float:
     return json.loads(whole[-1])["step"] / updates if whole else 0.0
 
 
-def one_per_seed(config: Config, seeds: Iterable[int]) -> list[Config]:
+def one_per_seed(config: C, seeds: Iterable[int]) -> list[C]:
     """`config` with each of the seeds."""
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
 
 
-def task(directory: Path, config: Config, command: Command) -> Task:
+def task(directory: Path, config: RunConfig, command: Command) -> Task:
     """The child process that trains `config` in `directory`; its configuration and log lie beside the directory."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     file = directory.with_suffix(".json")
@@ -93,7 +95,7 @@ def task(directory: Path, config: Config, command: Command) -> Task:
     return Task(name, command(file, directory), directory.with_suffix(".log"), done)
 
 
-def _check(run: Run, config: Config, code: str) -> None:
+def _check(run: Run, config: RunConfig, code: str) -> None:
     """Refuse a run that is not what was asked for."""
     if not run.finished:
         raise EchelonError(f"{run.path} stopped before its end; start the same command again to go on")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from echelon.errors import UsageError, unknown
 
 if TYPE_CHECKING:
-    from echelon.training.agent import Agent
+    from echelon.training.trainer import Trainable
 
 CLASSES = {
     "gcbc": "echelon.systems.offline.gcbc:GCBC",
@@ -23,6 +23,8 @@ CLASSES = {
     "gciql": "echelon.systems.offline.gciql:GCIQL",
     "hiql": "echelon.systems.offline.hiql:HIQL",
     "ota": "echelon.systems.offline.ota:OTA",
+    "grpo": "echelon.systems.agents.grpo:GRPO",
+    "gigpo": "echelon.systems.agents.gigpo:GiGPO",
 }
 """Slug of every implemented system -> "module:class"."""
 
@@ -133,6 +135,7 @@ TABLE = """
   - | gcivl | GCIVL | 2410.20092 | offline | Goal-conditioned implicit V-learning (OGBench: Benchmarking Offline Goal-Conditioned RL)
   - | gciql | GCIQL | 2110.06169 | offline | Goal-conditioned implicit Q-learning (Offline Reinforcement Learning with Implicit Q-Learning)
   - | hiql | HIQL | 2307.11949 | offline | HIQL: Offline Goal-Conditioned RL with Latent States as Actions
+  - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
 """
 
 
@@ -180,8 +183,8 @@ def find(slug: str) -> Row:
     return row
 
 
-def load(slug: str) -> type[Agent]:
-    """Import the system's module and return its agent class; its configuration is the class's `Config`.
+def load(slug: str) -> type[Trainable]:
+    """Import the system's module and return its class; its configuration is the class's `Config`.
 
     Raises UsageError for a planned or an unknown system.
     """

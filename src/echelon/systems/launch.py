@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from echelon.systems import index
-from echelon.systems.offline import recipes
 from echelon.training import run
-from echelon.training.agent import Agent
-from echelon.training.config import Config, from_json, read_json
+from echelon.training.config import Config, RunConfig, from_json, read_json
+from echelon.training.trainer import Trainable
 
 
-def recipe(system: str, env: str, size: str = "published") -> Config:
-    """The configuration of record of `system` on `env`; `size` is "published", "cpu" or "demo"."""
-    return recipes.recipe(index.load(system).Config, env, size)
+def recipe(system: str, env: str | None = None, size: str = "published") -> Any:
+    """The configuration of record of `system` on `env` (default: that of its configuration).
+
+    `size` is "published", "cpu" or "demo".
+    """
+    cls = index.load(system).Config
+    return _recipes(cls).recipe(cls, cls.env if env is None else env, size)
+
+
+def check(config: RunConfig) -> None:
+    """Raise UsageError for an environment that this configuration cannot be trained in; makes and writes nothing."""
+    _recipes(type(config)).check(config)
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     out: Path | str | None = None,
     *,
     device: str = "auto",
@@ -49,17 +58,28 @@ def evaluate(directory: Path | str, episodes: int, seed: int = 0) -> dict[str, A
     return run.evaluate(_system(directory), directory, episodes, seed)
 
 
-def load_agent(directory: Path | str) -> Agent:
+def load_agent(directory: Path | str) -> Any:
     """The trained agent of a run, on the CPU."""
     agent, _ = run.load_agent(_system(directory), directory)
     return agent
 
 
-def config_of(file: Path) -> Config:
+def config_of(file: Path) -> Any:
     """Read a run's configuration file."""
     document = read_json(file)
     return from_json(index.load(document["system"]).Config, document["config"])
 
 
-def _system(directory: Path | str) -> type[Agent]:
+def _recipes(cls: type[RunConfig]) -> ModuleType:
+    """The module with the recipes of a configuration's kind: of runs from data sets, or of language agents."""
+    if issubclass(cls, Config):
+        from echelon.systems.offline import recipes
+
+        return recipes
+    from echelon.systems.agents import recipes as language_recipes
+
+    return language_recipes
+
+
+def _system(directory: Path | str) -> type[Trainable]:
     return index.load(read_json(Path(directory) / "config.json")["system"])

@@ -1,9 +1,9 @@
 """Which code a run depends on, as hashes: what was trained by other code is not the same experiment.
 
 A run depends on its system's module, on the modules that train and evaluate, and on whatever these import inside
-echelon, at load or inside functions. What is hashed is the syntax tree without positions, docstrings and TYPE_CHECKING
-blocks, so comments, formatting and documentation can be edited freely. A system's `claims` function is left out too: a
-result records the configurations and the test themselves.
+echelon, at load or inside functions, or name as "module:name" to import it later. What is hashed is the syntax tree
+without positions, docstrings and TYPE_CHECKING blocks, so comments, formatting and documentation can be edited freely.
+A system's `claims` function is left out too: a result records the configurations and the test themselves.
 
 Rooms below `systems` only look at runs and are not followed; nor are the modules in `SILENT`, which can change what is
 shown, but no number.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -25,6 +26,8 @@ TRAINER = "echelon.training.run"
 """The module that runs every training; it imports the loops and the evaluation."""
 UNFOLLOWED = ("evidence", "cli")
 SILENT = tuple(f"echelon.{name}" for name in ("errors", "training.codehash", "training.launch", "training.progress"))
+
+_NAMED = re.compile(r"\w+(\.\w+)+:\w+")
 
 Hashes = dict[str, str]
 """Path of a module below the package -> its hash, 12 hexadecimal digits."""
@@ -93,7 +96,7 @@ def _file(name: str, package: Path) -> Path | None:
 
 @cache
 def _imports(file: Path, changed_ns: int, module: str, package: Path) -> list[str]:
-    """Dotted names of the modules that a module imports."""
+    """Dotted names of the modules that a module imports, or names in order to import them."""
     names: list[str] = []
     parts = module.split(".")
     for node in ast.walk(_stripped(file)):
@@ -104,6 +107,8 @@ def _imports(file: Path, changed_ns: int, module: str, package: Path) -> list[st
             base = ".".join([*above, *([node.module] if node.module else [])])
             candidates = [f"{base}.{alias.name}" for alias in node.names]
             names += [name if _file(name, package) else base for name in candidates]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _NAMED.fullmatch(node.value):
+            names.append(node.value.partition(":")[0])
     return names
 
 

@@ -50,14 +50,14 @@ class Reasoning(BaseWorld):
         f"{f}-{n}" for f, (low, high) in FAMILIES.items() for n in range(low, high + 1)
     )
 
-    def __init__(self, digits: int = 1, attempts: int = 1, redundancy: int = 0):
+    def __init__(self, digits: int = 1, limit: int = 1, redundancy: int = 0):
         """Options of the questions and of the expert.
 
         `digits`: of every number in the sums and products; gcd and lcm are of numbers up to 10^(digits + 1), and there
-        are up to 15 of an animal whatever it is. `attempts`: answers allowed; above 1, a wrong one may be revised.
+        are up to 15 of an animal whatever it is. `limit`: answers allowed; above 1, a wrong one may be revised.
         `redundancy`: the expert checks each of its steps up to so many times, a number drawn for each step.
         """
-        super().__init__(limit=attempts)
+        super().__init__(limit=limit)
         for option, value, least in (("digits", digits, 1), ("redundancy", redundancy, 0)):
             if value < least:
                 raise UsageError(f"{option} is {value}; it is at least {least}")

@@ -1,12 +1,14 @@
 """GiGPO: group-in-group policy optimisation (arXiv 2505.10978).
 
-GRPO gives all turns of a trajectory one advantage. Episodes of one task meet the same states again and again, by
+Idea: GRPO gives all turns of a trajectory one advantage. Episodes of one task meet the same states again and again, by
 chance; GiGPO compares what was done there: the discounted return to go of a turn against other visits of its state, on
 top of the episode against its group. No critic, no extra samples.
-
-Levels: episode (macro group of the task), turn (step group of the state), tokens share their turn's advantage. The
-program is the baseline's; only the credit differs. Released code: statistics over turns, eps 1e-6, invalid actions
-lower their own score and return.
+Source: arXiv 2505.10978 and its released code: statistics over turns, eps 1e-6, invalid actions lower their own score
+and return.
+Levels: episode (macro group of the task), turn (step group of the state); tokens share their turn's advantage.
+Shares with GRPO: the program and the loss; only the credit differs.
+Deviations: small models that imitate the world's expert first, instead of instruct models of 1.5 B and more; the whole
+episode is the context of a turn, not the last few turns.
 """
 
 from __future__ import annotations

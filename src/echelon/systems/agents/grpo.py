@@ -1,7 +1,11 @@
 """GRPO for multi-turn agents: one advantage a trajectory, from the group of episodes of the same task.
 
-arXiv 2402.03300 (GRPO), with the agent's episode as the sample. Levels: none above the turn; the baseline of GiGPO (51)
-and its relatives. Each token of an episode gets (R - mean) / (std + eps) of its group.
+Idea: a task is played several times, and what an episode earned is compared with its group, so that no critic is
+needed. Each token of an episode gets (R - mean) / (std + eps) of its group.
+Source: arXiv 2402.03300, with the agent's episode as the sample; the baseline of GiGPO (51) and its relatives.
+Levels: episode; its turns and their tokens share one advantage.
+Deviations: a penalty for actions that the world does not understand, as in GiGPO's comparison; small models that
+imitate the world's expert first.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from echelon.claims import Arm
+from echelon.envs.catalog import environment
 from echelon.errors import unknown
 from echelon.training.config import Config
 
@@ -57,6 +58,11 @@ def arm(cls: type[Config], env: str, size: str) -> Arm:
     """One side of a claim: the recipe with each seed."""
     config = recipe(cls, env, size)
     return Arm(cls.system.upper(), lambda seed: dataclasses.replace(config, seed=seed))
+
+
+def check(config: Config) -> None:
+    """Refuse an environment that does not exist."""
+    environment(config.env)
 
 
 def environment_settings(system: str, env: str) -> dict[str, Any]:

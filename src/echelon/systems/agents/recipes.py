@@ -1,0 +1,71 @@
+"""Configurations of record for language agents: published size, CPU size and demo, side by side.
+
+The published numbers of an iteration (150 of them, 16 tasks of 8 episodes, arXiv 2505.10978) are the defaults of
+`LanguageConfig`. The paper's model is an instruct model of 1.5 B or more, given by `--model PATH`, together with
+`--warm-episodes 0 --lr 1e-6 --max-tokens 512`; here the model is small and imitates the world's expert first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from echelon.claims import Arm
+from echelon.errors import unknown
+from echelon.language.worlds.world import check_kinds, make
+from echelon.training.language.config import LanguageConfig
+
+C = TypeVar("C", bound=LanguageConfig)
+
+SIZES: dict[str, dict[str, Any]] = {
+    "published": {},
+    # what two CPU cores finish in some ten minutes; both the method and its baseline always get the same
+    "cpu": {
+        "layers": 4,
+        "width": 128,
+        "tasks": 8,
+        "group": 8,
+        "updates": 40,
+        "eval_every": 5,
+        "eval_episodes": 32,
+        "checkpoint_every": 5,
+    },
+    "demo": {
+        "layers": 2,
+        "width": 64,
+        "warm_episodes": 500,
+        "tasks": 4,
+        "group": 4,
+        "updates": 10,
+        "eval_every": 5,
+        "eval_episodes": 8,
+        "checkpoint_every": 5,
+    },
+}
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "alfworld": {"limit": 20, "max_tokens": 12},
+    "textcraft": {"limit": 12, "max_tokens": 24, "kinds": ("depth1", "depth2")},
+    "reasoning": {"limit": 1, "max_tokens": 24},
+}
+"""What a small model needs in a world: steps, tokens of a turn, kinds. The published size keeps the defaults."""
+
+
+def recipe(cls: type[C], env: str, size: str = "published") -> C:
+    """The configuration of record of the system that `cls` configures, for a text world and a size."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    world = {} if size == "published" else WORLDS.get(env, {})
+    return cls(env=env, **SIZES[size], **world)
+
+
+def arm(cls: type[LanguageConfig], env: str, size: str) -> Arm:
+    """One side of a claim: the recipe with each seed."""
+    config = recipe(cls, env, size)
+    return Arm(cls.system, lambda seed: dataclasses.replace(config, seed=seed))
+
+
+def check(config: LanguageConfig) -> None:
+    """Refuse a world or kinds of tasks that do not exist, and a world whose package is not installed."""
+    world = make(config.env, limit=config.limit)
+    check_kinds(config.env, config.kinds or world.kinds, world.kinds)
