@@ -69,8 +69,8 @@ class LanguageConfig(RunConfig):
     """Of sampling in training; log-probabilities are those of the tempered distribution."""
     eval_temperature: float = 0.4
     """Of sampling in evaluation; 0 is greedy (published: 0.4)."""
-    invalid_penalty: float = 0.1
-    """Subtracted from the reward of a turn whose action is not understood (published: 0.1)."""
+    invalid_penalty: float = 0.01
+    """Subtracted from the reward of a turn whose action is not understood (published: 0.1 where success pays 10)."""
 
     lr: float = 1e-4
     """AdamW's learning rate (published, for 1.5 B and more: 1e-6)."""
