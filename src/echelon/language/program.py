@@ -218,6 +218,11 @@ class Lm:
         return self._episode.tokenizer
 
     @property
+    def uid(self) -> int:
+        """The episode's number: for programs in which the members of a group differ by design."""
+        return self._episode.start.uid
+
+    @property
     def context(self) -> int | None:
         """Tokens that the model takes, answer included; None: no limit."""
         return self._episode.settings.context

@@ -28,8 +28,16 @@ from echelon.training.trainer import Trainable, Trainer
 Compose = Callable[[str], str]
 
 
-Speak = Callable[[Observation, Sequence[int], Compose], Awaitable[Reply]]
-"""(what is seen, the context's ids, how the program words an expert's action) → the agent's turn."""
+class Speak(Protocol):
+    """One turn of the agent."""
+
+    def __call__(
+        self, seen: Observation, context: Sequence[int], compose: Compose, forced: Sequence[int] = ()
+    ) -> Awaitable[Reply]:
+        """seen: what is answered. context: its ids. compose: how the program words an expert's action.
+
+        forced: ids that the turn begins with, not of the voice's choice; a demonstration has them in its context.
+        """
 
 
 class Voice(Protocol):
@@ -48,8 +56,10 @@ class Model:
     def begin(self, lm: Lm, world: WorldHandle, labels: Sequence[Channel] = ()) -> Speak:
         """Sample every turn."""
 
-        async def speak(seen: Observation, context: Sequence[int], compose: Compose) -> Reply:
-            return await lm(context, max_tokens=self.max_tokens, labels=labels)
+        async def speak(
+            seen: Observation, context: Sequence[int], compose: Compose, forced: Sequence[int] = ()
+        ) -> Reply:
+            return await lm(context, max_tokens=self.max_tokens, forced=forced, labels=labels)
 
         return speak
 
@@ -67,7 +77,9 @@ class Expert:
         """Record every turn as a demonstration."""
         rng, read = lm.generator(), 1
 
-        async def speak(seen: Observation, context: Sequence[int], compose: Compose) -> Reply:
+        async def speak(
+            seen: Observation, context: Sequence[int], compose: Compose, forced: Sequence[int] = ()
+        ) -> Reply:
             nonlocal read
             if self.reading:
                 await lm.tell(context[:read], context[read:], "world")
@@ -78,8 +90,9 @@ class Expert:
             if action is None:
                 raise UsageError("the expert is at a loss, and the world lists no admissible action")
             text = [*self.tokenizer.encode(compose(action)), self.tokenizer.eos]
-            read = len(context) + len(text)
-            return await lm.tell(context, text, labels=labels)
+            given = [*context, *forced]
+            read = len(given) + len(text)
+            return await lm.tell(given, text, labels=labels)
 
         return speak
 
