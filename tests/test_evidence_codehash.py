@@ -150,7 +150,8 @@ def test_real_systems_depend_on_their_loop_data_and_networks(system: str) -> Non
     module = str(index.rows()[system].module)
     hashes = code_hashes([module, TRAINER])
     family = index.rows()[system].family
-    expected = {f"systems/{family}/{system}.py", "training/run.py", "training/evaluation.py"}
+    file = module.removeprefix("echelon.").replace(".", "/") + ".py"
+    expected = {file, "training/run.py", "training/evaluation.py"}
     if issubclass(index.load(system), LanguageAgent):
         expected |= {"training/language/loop.py", "language/driver.py", "language/sampling.py", "language/scorer.py"}
         expected |= {"language/worlds/textcraft.py", "language/worlds/alfworld.py"}

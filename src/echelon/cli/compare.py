@@ -24,8 +24,8 @@ class Compare:
 
     what: Positional[Annotated[tuple[str, ...], arg(metavar="SYSTEM|DIR")]]
     """Systems, or folders of runs."""
-    envs: tuple[str, ...] = ("pointmaze-medium-navigate-v0",)
-    """Data sets, for systems."""
+    envs: tuple[str, ...] = ()
+    """Data sets or text worlds, for systems (default: that of the first system's configuration)."""
     seeds: str = "0-2"
     """Seeds of each system, such as 0-7."""
     size: str = "cpu"
@@ -48,9 +48,9 @@ def run(args: list[str]) -> int:
     if not options.what:
         raise UsageError("compare what? echelon compare SYSTEM SYSTEM --envs NAME, or echelon compare DIR DIR")
     folders = [Path(word).is_dir() for word in options.what]
-    if not all(folders):
-        from echelon.systems import index
+    from echelon.systems import index
 
+    if not all(folders):
         for word, folder in zip(options.what, folders, strict=True):
             if folder:
                 raise UsageError(f"'{word}' is a folder and others are systems; compare systems or folders, not both")
@@ -62,10 +62,9 @@ def run(args: list[str]) -> int:
         comparison = compare.of_runs(options.what)
     else:
         seeds, changes = parse_seeds(options.seeds), dict(map(assignment, options.set))
+        envs = options.envs or (index.load(options.what[0]).Config.env,)
         with runs.messages(options.json):
-            comparison = compare.compare(
-                options.what, options.envs, seeds, options.size, changes, options.jobs, options.runs
-            )
+            comparison = compare.compare(options.what, envs, seeds, options.size, changes, options.jobs, options.runs)
     if options.svg is not None:
         options.svg.parent.mkdir(parents=True, exist_ok=True)
         options.svg.write_text(compare.svg(comparison), encoding="utf-8")

@@ -64,7 +64,8 @@ def refuse_language(paths: tuple[Path, ...]) -> None:
             if not isinstance(config, Config):
                 raise UsageError(
                     f"the page cannot show language agents yet, and {file.parent} is a run of '{config.system}'; "
-                    f"transcripts of its evaluations: {file.parent}/records/*.txt; curves: echelon compare {path} --svg"
+                    f"transcripts of its evaluations: {file.parent}/records/*.txt; "
+                    f"curves: echelon compare {path} --svg FILE"
                 )
 
 
