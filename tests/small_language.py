@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 1000,
     "layers": 1,
     "width": 32,
-    "context": 128,
+    "context": 256,
     "warm_episodes": 48,
     "warm_epochs": 2,
     "warm_lr": 1e-2,

@@ -25,6 +25,9 @@ CLASSES = {
     "ota": "echelon.systems.offline.ota:OTA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",
+    "ppo": "echelon.systems.agents.ppo:PPO",
+    "ppo-plan": "echelon.systems.agents.hiper:PPOPlan",
+    "hiper": "echelon.systems.agents.hiper:HiPER",
 }
 """Slug of every implemented system -> "module:class"."""
 
@@ -136,6 +139,8 @@ TABLE = """
   - | gciql | GCIQL | 2110.06169 | offline | Goal-conditioned implicit Q-learning (Offline Reinforcement Learning with Implicit Q-Learning)
   - | hiql | HIQL | 2307.11949 | offline | HIQL: Offline Goal-Conditioned RL with Latent States as Actions
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
+  - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
+  - | ppo-plan | PPOPlan | 1707.06347 | agents | PPO on the program of HiPER: switch, subgoal, action
 """
 
 

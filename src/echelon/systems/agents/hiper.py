@@ -54,7 +54,7 @@ class PPOPlan(PlanExecute, PPO):
     class Config(PlanConfig, PPO.Config):
         """Hyper-parameters of PPO with plans."""
 
-        system: ClassVar[str] = "ppo_plan"
+        system: ClassVar[str] = "ppo-plan"
 
 
 class HiPER(PlanExecute):

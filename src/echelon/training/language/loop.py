@@ -290,7 +290,7 @@ class LanguageRun(Trainer):
             "return": play.returns(record).mean(),
             **play.facts(record),
             "advantage/std": credit.advantage.std(),
-            **{f"advantage/{name}": term.abs().mean() for name, term in credit.terms.items()},
+            **{f"advantage/{name.replace('.', '/')}": term.abs().mean() for name, term in credit.terms.items()},
             "groups/silent": silent.float().mean(),
             "states/alone": (states.lengths == 1).sum() / max(states.size, 1),
         }
