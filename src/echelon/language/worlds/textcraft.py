@@ -30,8 +30,8 @@ class TextCraft(BaseWorld):
 
     `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
     `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick", or
-    "done" at the end), and, at a reset, `recipes` (as shown), `depth` and `needed` (number of recipes that are no
-    distractors). `state` is the goal with the inventory.
+    "done" at the end), `plan`, its commands from here on, and, at a reset, `recipes` (as shown), `depth` and `needed`
+    (number of recipes that are no distractors). `state` is the goal with the inventory.
     """
 
     name: ClassVar[str] = "textcraft"
@@ -130,7 +130,8 @@ class TextCraft(BaseWorld):
         finds = [f"get {count} {item}" for item, counts in self._kitchen.amounts.items() for count in counts]
         admissible = () if terminated else ("inventory", *self._kitchen.crafts(inventory), *finds)
         phase = "done" if terminated else self._phase()
-        info = {"goal": self._goal, "inventory": inventory, "phase": phase, **more}
+        steps = () if terminated else self._steps()
+        info = {"goal": self._goal, "inventory": inventory, "phase": phase, "plan": steps, **more}
         return Observation(text, admissible, f"{self._goal} | {held}", reward, terminated, valid=valid, info=info)
 
     def _inventory(self) -> dict[str, int]:

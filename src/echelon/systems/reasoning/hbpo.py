@@ -7,8 +7,8 @@ Source: arXiv 2507.15844 and its released code (`form`, `intra_coef`, `train_ann
 Levels: episode (its budget, dealt out and not learned), completion (the tokens).
 Shares with GRPO: the loss. `reward` "accuracy" and "cosine" are the baselines, GRPO without announcements.
 Deviations: the announcement is forced, not sampled, and carries no loss, though it counts in the length; the code
-trains it. A small model imitates the world's expert first, half of whose responses announce the least budget that holds them,
-for a model without language has to learn somewhere what an announcement means; the announcement itself is no target.
+trains it. A small model imitates the world's expert first, half of whose responses announce the least budget that holds
+them, for a model without language has to learn somewhere what an announcement means; the announcement is no target.
 Budgets and lengths are the published ones over 32.
 """
 
