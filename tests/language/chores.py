@@ -124,7 +124,7 @@ def plan(switch: bool, subgoal: str = "find red", action: str = "take red") -> s
 def record_of(episodes: Sequence[Sequence[Said]], terminated: Sequence[bool] | None = None, group: int = 1) -> Record:
     """The record of these turns as the plan-execute program would have made it; contexts only grow."""
     builder = RecordBuilder()
-    channel = FORMAT.channel("block", WORDS, fallback="action", tail=True)
+    channel = FORMAT.channel("block", WORDS, tail=True)
     for uid, turns in enumerate(episodes):
         episode = builder.episode(uid, uid // group)
         stream = episode.stream("policy")

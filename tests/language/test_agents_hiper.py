@@ -21,7 +21,7 @@ from echelon.language.record import Record
 from echelon.language.worlds.world import Observation, tasks
 from echelon.spans import Spans, SpanTree
 from echelon.systems.agents.hiper import HiPER, PPOPlan, switch_probability
-from echelon.systems.agents.planexecute import ACTION, SUBGOAL, SWITCH, blocks, decided, phase, read, write
+from echelon.systems.agents.planexecute import ACTION, SUBGOAL, SWITCH, blocks, decided, owners, phase, read, write
 from echelon.systems.agents.ppo import PPO
 from echelon.training.language.agent import Expert, Model, Turns
 from echelon.training.language.loop import LanguageRun
@@ -136,11 +136,14 @@ def test_the_low_value_is_read_once_the_subgoal_is_known() -> None:
         Said("<subgoal>find red</subgoal><action>take red</action>"),
         Said("take red"),
         Said("<switch>KEEP</switch><subgoal>find red"),
+        Said("<switch>KEEP</switch><subgoal>find red</subgoal>take red"),
     ]])  # fmt: skip
     turns = Turns.of(record)
-    words = [WORDS.vocabulary[token] for token in record.token[turns.items][decided(turns)].tolist()]
-    assert words == ["<action>", "<action>", "<action>", "take", "<switch>"]
-    assert (decided(turns) - turns.tokens.starts).tolist() == [7, 3, 4, 0, 0]
+    place, planned = decided(turns)
+    words = [WORDS.vocabulary[token] for token in record.token[turns.items][place].tolist()]
+    assert words == ["<action>", "<switch>", "<action>", "take", "<switch>", "<switch>"]
+    assert (place - turns.tokens.starts).tolist() == [7, 0, 4, 0, 0, 0]
+    assert planned.tolist() == [True, False, True, False, False, False]
 
 
 # ---- HiPER's credit
@@ -155,7 +158,7 @@ def test_the_low_value_is_read_once_the_subgoal_is_known() -> None:
 )
 def test_hiper_with_three_heads(gamma: float, lam_turn: float, low: Any, high: Any, returns: Any) -> None:
     turns = Turns.of(five())
-    first, after = turns.tokens.starts, decided(turns)
+    first, (after, _) = turns.tokens.starts, decided(turns)
     term = (0.1, 0.2, 0.3, 0.4, 0.5)
     given = values(turns, low=(after, LOW), high=(first, HIGH), term=(first, term))
     hiper = agent(HiPER, gamma=gamma, lam_turn=lam_turn, **FREE)
@@ -185,7 +188,7 @@ def test_hiper_with_the_papers_two_heads() -> None:
         said.append(Said(plan(switch), reward=float(k == 4), logp=math.log(b if switch else 1 - b) / 3))
     turns = Turns.of(record_of([said]))
     torch.testing.assert_close(switch_probability(turns), torch.tensor(beta))
-    first, after = turns.tokens.starts, decided(turns)
+    first, (after, _) = turns.tokens.starts, decided(turns)
     given = values(turns, low=(after, LOW), high=(first, HIGH))
     given["low"][first] = torch.tensor([0.0, 0.3, 0.32, 0.5, 0.7])  # of the subgoal held on arrival
     hiper = agent(HiPER, heads="paper", gamma=0.9, lam_turn=0.95, **FREE)
@@ -207,7 +210,7 @@ def test_hiper_with_the_papers_two_heads() -> None:
 def test_hiper_of_an_episode_that_was_cut_off(bootstrap: bool, low: Any, high: Any) -> None:
     said = [Said(plan(switch)) for switch in (True, False, True)]
     turns = Turns.of(record_of([said], [False]))
-    first, after = turns.tokens.starts, decided(turns)
+    first, (after, _) = turns.tokens.starts, decided(turns)
     given = values(turns, low=(after, LOW[:3]), high=(first, HIGH[:3]), term=(first, (0.0, 0.0, 0.0)))
     credit = agent(HiPER, gamma=0.9, lam_turn=0.95, bootstrap=bootstrap, **FREE).credit(turns, given)
     assert at_turns(credit.advantage, turns, ACTION) == close(low)
@@ -237,30 +240,32 @@ def test_hiper_equals_the_formulas_on_turns_placed_by_hand() -> None:
     given = {head: torch.randn(turns.tokens.size, generator=drawn) for head in hiper.heads}
     credit = hiper.credit(turns, given)
     first = torch.tensor([0, 12, 24, 27, 39, 51])
-    after = torch.tensor([7, 19, 24, 34, 46, 54])
-    assert torch.equal(first, turns.tokens.starts) and torch.equal(after, decided(turns))
+    after, planned = torch.tensor([7, 19, 24, 34, 46, 51]), torch.tensor([1, 1, 0, 1, 1, 0]) > 0
+    assert torch.equal(first, turns.tokens.starts)
+    assert torch.equal(after, decided(turns)[0]) and torch.equal(planned, decided(turns)[1])
     tree = SpanTree({"episode": Spans([0, 4, 6]), "segment": (Spans([0, 3, 4, 5, 6]), "episode")})
     parts = hae(
         tree,
         reward=reward,
-        low_value=given["low"][after],
+        low_value=torch.where(planned, given["low"][after], given["high"][first]),
         high_value=given["high"][first],
         term_value=given["term"][first],
         terminated=torch.tensor([True, False]),
-        truncation="own",
+        truncation="zero",
         gamma=0.9,
         lam_turn=0.8,
     )
     # turn 2 has neither switch nor subgoal, turn 5 no subgoal
     has_switch, has_subgoal = torch.tensor([1, 1, 0, 1, 1, 1]) > 0, torch.tensor([1, 1, 0, 1, 1, 0]) > 0
     parts = normalise_levels(parts, {"switch": has_switch, "high": has_subgoal})
-    code, ids = blocks(turns), turns.tokens.ids
+    code, ids = owners(turns), turns.tokens.ids
     for level, block in (("low", ACTION), ("high", SUBGOAL), ("switch", SWITCH)):
         mine = code == block
         torch.testing.assert_close(credit.advantage[mine], parts[level].advantage[ids[mine]])
         torch.testing.assert_close(credit.weight[mine], parts[level].weight[ids[mine]])
     assert bool((code >= 0).all())  # every token has an owner, the end tokens too
     assert credit.target["high"].isfinite().nonzero()[:, 0].tolist() == [0, 27, 39, 51]
+    assert credit.target["low"].isfinite().nonzero()[:, 0].tolist() == [7, 19, 34, 46]
     facts = {name: float(value) for name, value in hiper.facts(turns).items()}
     assert facts == {"segments/turns": 1.5, "segments/switch": 0.5, "segments/changed": 1.0}
 
@@ -281,7 +286,7 @@ def test_ppo_by_turn(cls: type[PPO]) -> None:
         value=read_at,
         gamma=0.9,
         lam=0.8,
-        final_value=torch.tensor([0.0, 0.6]),
+        final_value=torch.zeros(2),
     )
     torch.testing.assert_close(credit.advantage, turns.tokens.expand(expected.advantage))
     assert credit.target["value"].isfinite().nonzero()[:, 0].tolist() == first.tolist()

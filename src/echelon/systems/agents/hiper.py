@@ -8,7 +8,9 @@ segment less that; "paper": two values, (q - β) · (V_high - V_low).
 Levels: segment (from one SWITCH to the next; its subgoal is decided there and only copied afterwards), turn, token.
 Shares with PPO: program, critic and loss; only the credit differs, and the penalties of the reward.
 Deviations: a success pays 1, not 10, so the two penalties are a tenth of the published; the end token is trained, with
-the block before it; actions that the world does not understand are invalid too. The paper leaves open how V_low is to
+the block before it; actions that the world does not understand are invalid too. A turn that lacks subgoal or action is
+measured by V_high: V_low would be read where it is hardly ever trained, and what departs from the format would look
+better than it is (small models were seen to unlearn the format). The paper leaves open how V_low is to
 learn the value of the subgoal held on arrival: here from the turns that keep it. β is what the policy gave the block
 that it wrote, or 1 less that where it wrote KEEP.
 """
@@ -34,6 +36,7 @@ from echelon.systems.agents.planexecute import (
     PlanExecute,
     blocks,
     decided,
+    owners,
     segments,
     subgoals,
     switches,
@@ -73,8 +76,9 @@ class HiPER(PlanExecute):
         """GAE's λ inside a segment."""
         lam_seg: float = 0.95
         """GAE's λ from segment to segment."""
-        bootstrap: bool = True
-        """Whether an episode that was cut off goes on with its last values (published: on ALFWorld, not on WebShop)."""
+        bootstrap: bool = False
+        """Whether an episode that was cut off goes on with its last values (published: on ALFWorld, not on WebShop).
+        Where success is the only end and gamma is 1, every value then grows towards that of success."""
         normalise: bool = True
         """Whether each level's advantages are centred and divided by their standard deviation over turns."""
         keep: float = -0.03
@@ -112,11 +116,11 @@ class HiPER(PlanExecute):
 
     def credit(self, turns: Turns, values: Mapping[str, Tensor]) -> Credit:
         """Action tokens get "low", the subgoal's tokens of turns that begin a segment "high", the switch's "switch"."""
-        c, tree, first, after = self.config, segments(turns), turns.tokens.starts, decided(turns)
+        c, tree, first, (after, planned) = self.config, segments(turns), turns.tokens.starts, decided(turns)
         credits = hae(
             tree,
             reward=self.rewards(turns),
-            low_value=values["low"][after],
+            low_value=torch.where(planned, values["low"][after], values["high"][first]),
             high_value=values["high"][first],
             term_value=values["term"][first] if c.heads == "code" else None,
             terminated=turns.terminated,
@@ -133,8 +137,8 @@ class HiPER(PlanExecute):
                 high_value=values["high"][first],
                 low_value=values["low"][first],
             )
-        targets = self._targets(turns, credits, first, after)
-        code = blocks(turns)
+        targets = self._targets(turns, credits, first)
+        code = owners(turns)
         owned = {level: code == OWNERS[level] for level in credits}
         if c.normalise:
             holds = {level: turns.tokens.reduce(mine, "sum") > 0 for level, mine in owned.items()}
@@ -146,9 +150,10 @@ class HiPER(PlanExecute):
         """bool [M]: the tokens that decide something; a kept subgoal is none."""
         return super().trained(turns, credit) & (credit.weight > 0)
 
-    def _targets(self, turns: Turns, credits: Mapping[str, Credit], first: Tensor, after: Tensor) -> dict[str, Tensor]:
+    def _targets(self, turns: Turns, credits: Mapping[str, Credit], first: Tensor) -> dict[str, Tensor]:
         """Head → [M], at the items where it is read: "low" once the subgoal is known, the others before the turn."""
-        low = credits["low"].target["low"]
+        after, planned = decided(turns)
+        low = torch.where(planned, credits["low"].target["low"], torch.nan)
         targets = {"low": at_items(turns, low, after), "high": at_items(turns, credits["high"].target["high"], first)}
         if self.config.heads == "code":
             return targets | {"term": at_items(turns, credits["switch"].target["term"], first)}

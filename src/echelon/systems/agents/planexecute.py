@@ -108,8 +108,8 @@ class PlanExecute(React):
 
     @cached_property
     def channel(self) -> TagChannel:
-        """The block of each token; the end token belongs to the last, and to the action all of a text without one."""
-        return FORMAT.channel("block", self.tokenizer, fallback="action", tail=True)
+        """The block of each token; the end token belongs to the last."""
+        return FORMAT.channel("block", self.tokenizer, tail=True)
 
     async def episode(self, task: Any, world: WorldHandle, lm: Lm, log: Log) -> None:
         """Act until the world ends the episode."""
@@ -172,19 +172,20 @@ def blocks(turns: Turns) -> Tensor:
     return turns.record.items.label["block"][turns.items]
 
 
-def decided(turns: Turns) -> Tensor:
-    """int64 [C]: of each turn the first of the M tokens that knows the subgoal: the one after the subgoal's block.
+def owners(turns: Turns) -> Tensor:
+    """int64 [M]: whose decision each token is: that of its block; the action's, in turns without one."""
+    code = blocks(turns)
+    acts = turns.tokens.reduce(code == ACTION, "sum") > 0
+    return torch.where(turns.tokens.expand(acts), code, ACTION)
 
-    Where there is none, the one after the switch; else the turn's first.
+
+def decided(turns: Turns) -> tuple[Tensor, Tensor]:
+    """(int64 [C], bool [C]): of each turn the first of the M tokens after the subgoal's block; whether there is one.
+
+    A turn without it, or without an action, is given its first token.
     """
     code, tokens = blocks(turns), turns.tokens
-    here = torch.arange(tokens.size)
-    before = tokens.shift(code, -1, -1)
-
-    def after(block: int) -> Tensor:
-        follows = (before == block) & (code != block)
-        return tokens.reduce(torch.where(follows, here, tokens.size), "min")
-
-    place, switch = after(SUBGOAL), after(SWITCH)
-    place = torch.where(place < tokens.size, place, switch)
-    return torch.where(place < tokens.size, place, tokens.starts)
+    follows = (tokens.shift(code, -1, -1) == SUBGOAL) & (code != SUBGOAL)
+    place = tokens.reduce(torch.where(follows, torch.arange(tokens.size), tokens.size), "min")
+    there = (place < tokens.size) & (tokens.reduce(code == ACTION, "sum") > 0)
+    return torch.where(there, place, tokens.starts), there

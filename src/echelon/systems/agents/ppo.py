@@ -5,8 +5,7 @@ the critic is read before a turn's first token and all its tokens share the turn
 before each, and only the discount knows of turns.
 Source: arXiv 1707.06347, with GAE of 1506.02438; defaults are those of verl, which HiPER's scripts leave as they are.
 Levels: none above the turn, or above the token; the flat baseline of HiPER (81) and other systems with critics.
-Deviations: an episode that was cut off goes on, for its returns, with the last value that was read in it (the time left
-is not shown, so the cut is nothing to learn from); small models that imitate the world's expert first.
+Deviations: small models that imitate the world's expert first.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ class PPO(React):
         """Discount of a turn; there is none between its tokens."""
         lam: float = 1.0
         """GAE's λ, of a turn or a token; 1 is the return less the value."""
-        bootstrap: bool = True
-        """Whether an episode that was cut off goes on with its last value; else with nothing."""
+        bootstrap: bool = False
+        """Whether an episode that was cut off goes on, for its returns, with the last value that was read in it; else
+        with nothing. Where success is the only end and gamma is 1, every value then grows towards that of success."""
         normalise: bool = True
         """Whether advantages are centred and divided by their standard deviation over the iteration's tokens."""
 
