@@ -61,18 +61,28 @@ class Equal:
 
     logp: float  # largest difference of a token's log-prob
     entropy: float
-    loss: float  # difference of the losses
+    loss: float  # difference of the losses, relative where they are above 1
+    change: float  # largest |log r|: how far the policy has moved from the one that sampled
     gradient: float  # |ours - theirs| / |theirs|
 
 
-def compare(path: str, folder: Path, view: str, steps: int = 2, words: int = 250, **options: Any) -> list[Equal]:
-    """Let TRL take steps on one batch, then echelon from the same weights on the same texts, by rows or forest.
+def compare(
+    path: str,
+    folder: Path,
+    view: str,
+    *,
+    words: int = 250,
+    lr: float = 1e-3,
+    scoring: dict[str, Any] | None = None,
+    **options: Any,
+) -> list[Equal]:
+    """Let TRL take two steps on one batch, then echelon from the same weights on the same texts, by rows or forest.
 
-    options: of the trainer; and `scorer`, those of the `Scorer`.
+    words: the tokens that occur. scoring: options of the `Scorer`; the rest are the trainer's.
     """
-    scoring = options.pop("scorer", {})
-    found = peer.passes(path, folder, steps, peer.made_up(ROWS, words, LONGEST), beta=BETA, **options)
-    work = Repeat(path, found[0].inputs, view, **scoring)
+    completions = peer.made_up(ROWS, words, LONGEST)
+    found = peer.passes(path, folder, 2, completions, beta=BETA, learning_rate=lr, **options)
+    work = Repeat(path, found[0].inputs, view, lr, **(scoring or {}))
     old = work.scorer.score(work.texts)["logp"]
     work.given |= {"old_logp": old, "ref_logp": old}
     row, place = row_of(work.record)
@@ -86,7 +96,8 @@ def compare(path: str, folder: Path, view: str, steps: int = 2, words: int = 250
             Equal(
                 (step.columns["logp"] - theirs.logp[peers][row, place]).abs().max().item(),
                 (step.columns["entropy"] - theirs.entropy[peers][row, place]).abs().max().item(),
-                abs(step.loss - theirs.loss),
+                abs(step.loss - theirs.loss) / max(1.0, abs(theirs.loss)),
+                (step.columns["logp"] - old).abs().max().item(),
                 distance(work.gradient(), theirs.gradient),
             )
         )
@@ -96,13 +107,13 @@ def compare(path: str, folder: Path, view: str, steps: int = 2, words: int = 250
 class Repeat:
     """A batch of TRL's, to be learnt from with the weights that TRL began with."""
 
-    def __init__(self, path: str, inputs: dict[str, Tensor], view: str, **scoring: Any):
+    def __init__(self, path: str, inputs: dict[str, Tensor], view: str, lr: float, **scoring: Any):
         self.model = load_model(path, template="plain").model.train()
         self.record = record_of(inputs)
         self.texts = {"rows": rows, "forest": forest}[view](self.record)
         self.scorer = Scorer(self.model, **scoring)
         self.given = {"advantage": inputs["advantages"][row_of(self.record)[0]]}
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=peer.LR, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
 
     def step(self, terms: dict[str, Term]) -> Step:
         """One optimiser step, in micro-batches."""
@@ -118,7 +129,7 @@ def alignment(path: str, folder: Path, words: int = 250) -> tuple[float, float]:
     (theirs,) = peer.passes(path, folder, 1, peer.made_up(ROWS, words, LONGEST), bf16=True)
     ours = []
     for precision in (None, torch.bfloat16):
-        work = Repeat(path, theirs.inputs, "forest", autocast=precision)
+        work = Repeat(path, theirs.inputs, "forest", 0.0, autocast=precision)
         work.step(terms_of(work.record, 0.0))
         ours.append({name: g.clone() for name, g in work.gradient().items()})
     return cosine(ours[1], ours[0]), cosine(theirs.gradient, ours[0])

@@ -21,7 +21,6 @@ from torch import Tensor
 
 COMPLETIONS = 4
 """Of each prompt."""
-LR = 1e-4
 
 
 def byte_tokenizer() -> Any:
@@ -71,7 +70,6 @@ def build_trainer(path: str, folder: Path, rollout: Callable[..., Any] | None = 
         "output_dir": str(folder),
         "num_generations": COMPLETIONS,
         "max_completion_length": 48,
-        "learning_rate": LR,
         "lr_scheduler_type": "constant",
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),

@@ -279,12 +279,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def report_equal(name: str, path: str) -> None:
     """Print how far the numbers are apart."""
-    words = 250 if name == "tiny" else 40_000
+    words, lr = (250, 1e-3) if name == "tiny" else (40_000, 1e-5)
     for view in ("rows", "forest"):
         with tempfile.TemporaryDirectory() as folder:
-            for number, found in enumerate(compare(path, Path(folder), view, words=words), 1):
+            for number, found in enumerate(compare(path, Path(folder), view, words=words, lr=lr), 1):
                 print(
-                    f"{name}, {view}, step {number}: log-prob {found.logp:.1e} (target 1e-4), "
+                    f"{name}, {view}, step {number}, log-ratios up to {found.change:.1e}: "
+                    f"log-prob {found.logp:.1e} (target 1e-4), "
                     f"entropy {found.entropy:.1e}, loss {found.loss:.1e}, gradient {found.gradient:.1e} (target 1e-5)",
                     flush=True,
                 )  # fmt: skip

@@ -24,7 +24,8 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("view", ["rows", "forest"])
 def test_two_steps_on_one_batch(path, tmp_path, view):
     head = {"plain_words": 0, "chunk": 64} if view == "forest" else {}
-    first, second = compare(path, tmp_path, view, scorer=head, gradient_checkpointing=False)
+    first, second = compare(path, tmp_path, view, scoring=head, gradient_checkpointing=False)
+    assert first.change < 1e-5 and second.change > 0.01
     for found in (first, second):
         assert found.logp < 1e-4 and found.entropy < 1e-4
         assert found.loss < 1e-6
