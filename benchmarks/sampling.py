@@ -172,9 +172,8 @@ def main() -> None:
             a, b, ratio = measure(theirs, mine, arguments.rounds)
             print(f"{name:18}{part:17}{tokens:7}{tokens / a:12.0f}{tokens / b:12.0f}{ratio:8.2f}", flush=True)
     load = " ".join(f"{x:.2f}" for x in os.getloadavg())
-    print(
-        f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.matmul}, torch {torch.__version__}, load {load}"
-    )
+    how = f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.matmul}"
+    print(f"{how}, torch {torch.__version__}, load {load}")
 
 
 if __name__ == "__main__":
