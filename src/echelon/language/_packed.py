@@ -11,11 +11,11 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_SAMPLED = 64  # numbers of a tensor that tell whether it has changed
 _ROWS = 32  # what oneDNN is told to expect; its layout is as good for one row and for a thousand
 
 
@@ -45,9 +45,15 @@ class PackedLinears:
                 linear.__dict__.pop("forward", None)
 
 
-def weights_version(model: nn.Module) -> tuple[Any, ...]:
-    """Differs after the weights were replaced or changed in place, except behind PyTorch's back (through `.data`)."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+def fingerprint(model: nn.Module) -> tuple[object, ...]:
+    """Differs after the weights were replaced or trained.
+
+    PyTorch counts changes in place, but not those by fused optimisers: so some numbers of each tensor are compared.
+    """
+    parameters = [p.detach() for p in model.parameters()]
+    counted = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+    some = [p.flatten()[:: max(1, p.numel() // _SAMPLED)].float() for p in parameters]
+    return (*counted, torch.cat(some).cpu().numpy().tobytes())
 
 
 def _product(packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

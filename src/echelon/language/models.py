@@ -74,9 +74,10 @@ def tiny(
     """A Llama with fresh weights, a LlamaForCausalLM in float32; 2.7 M parameters at the default size and 2 k words.
 
     The feed-forward layers are four times as wide as the residual stream, in- and output embeddings are tied. By
-    default there are about 48 numbers a head (heads = width / 48). Weights depend on the arguments only.
+    default a head has about 64 numbers: smaller heads learn no faster, and attention then takes longer. Weights depend
+    on the arguments only.
     """
-    heads = max(1, round(width / 48)) if heads is None else heads
+    heads = max(1, round(width / 64)) if heads is None else heads
     if width % (2 * heads):
         raise UsageError(f"width {width} is not divisible into {heads} heads of an even size")
     transformers = _transformers()

@@ -13,14 +13,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from echelon.errors import EchelonError, UsageError, unknown
-from echelon.language._packed import PackedLinears, weights_version
+from echelon.language._packed import PackedLinears, fingerprint
 from echelon.language._prefixes import Ids, Node, Piece, PrefixTree, plan
 from echelon.language._rows import Rows, attending
 from echelon.language.engine import End, Request, Sample, uniforms
@@ -53,10 +52,9 @@ class TransformersEngine:
     each model. rows: bytes of those of a batch; larger batches are split. prefill: most tokens read in one pass.
     packed: on a CPU, multiply by copies of the weights in a faster layout.
 
-    A model that is trained in place is sampled from as it is: changes that PyTorch can see are noticed, and what was
-    computed with the old weights is forgotten (after changes through `.data`, call `load(agent, {})`). Log-probs do not
-    depend on the batch nor on what is held, up to rounding: 4e-6 in float32 for models of some million parameters,
-    3e-5 for SmolLM2 with its larger logits.
+    A model that is trained in place is sampled from as it is: the engine notices new weights and forgets what it has
+    computed with the old ones (`load(agent, {})` makes sure of it). Log-probs depend neither on the batch nor on what
+    is held, up to rounding: 4e-6 in float32 for models of some million parameters, 3e-5 for SmolLM2.
     """
 
     def __init__(
@@ -151,7 +149,7 @@ class _Sampler:
         )
         self.tree = PrefixTree(cache)
         self.linears = PackedLinears(self.model, packed)
-        self.version: tuple[Any, ...] = ()
+        self.version: tuple[object, ...] = ()
         listed = getattr(base.generation_config, "eos_token_id", None)
         self.ends = {language.tokenizer.eos, *(listed if isinstance(listed, list) else ())}
         self.vocabulary = config.vocab_size
@@ -185,7 +183,7 @@ class _Sampler:
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """Answer the requests, in the same order."""
         texts = [self._text(request) for request in requests]
-        if (version := weights_version(self.model)) != self.version:
+        if (version := fingerprint(self.model)) != self.version:
             self.tree.clear()
             self.linears.refresh()
             self.version = version
