@@ -28,10 +28,14 @@ class PackedLinears:
 
     def refresh(self) -> None:
         """Pack the present weights."""
-        self._packed = []  # free the old ones first
+        self.drop()  # free the old ones first
         with torch.no_grad():
             for linear in self._linears:
                 self._packed.append(torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS))
+
+    def drop(self) -> None:
+        """Free the packed weights; `refresh` is needed before they are used again."""
+        self._packed = []
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -95,9 +95,12 @@ class TransformersEngine:
         self._sampler(agent).load(weights)
 
     def forget(self) -> None:
-        """Drop all keys and values, so that what follows does not depend on what was sampled before."""
+        """Drop all keys, values and packed weights: what follows does not depend on what was sampled before.
+
+        Before weights are trained, this leaves the optimiser's step the memory of what it would make useless.
+        """
         for sampler in self._samplers.values():
-            sampler.tree.clear()
+            sampler.forget()
 
     def _sampler(self, agent: str) -> _Sampler:
         if agent not in self._samplers:
@@ -166,6 +169,12 @@ class _Sampler:
             raise UsageError(
                 f"max_tokens {request.max_tokens} must be positive, temperature {request.temperature} not negative"
             )
+
+    def forget(self) -> None:
+        """Drop what was computed with the present weights."""
+        self.tree.clear()
+        self.linears.drop()
+        self.version = ()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights into the model and forget what was computed with the old ones."""
