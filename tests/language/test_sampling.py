@@ -337,6 +337,7 @@ def test_training_in_place_is_noticed(kind):
             same(sample, plain(model, request), 2e-5)
         model.model.train()
         model.model(torch.tensor([[11, 12, 13]]), labels=torch.tensor([[11, 12, 13]])).loss.backward()
+        assert all(p.grad is not None for p in model.model.parameters())  # the model's own layers are back
         optimiser.step()
         engine.generate(requests)
         assert all(module.training for module in model.model.modules())
@@ -400,6 +401,13 @@ def test_drawing_at_the_edges():
     assert draw(logits, [1.0, 1.0], np.array([0.0, almost]))[0] == [3, 500]
     assert draw(logits, [1.0, 1.0], np.array([0.5, 0.49]))[0] == [500, 3]
     assert draw(logits, [1e-6, 100.0], np.array([0.6, 0.6])) == ([500, 500], pytest.approx([math.log(0.5)] * 2))
+
+
+def test_log_probs_of_large_vocabularies_are_exact():
+    logits = torch.randn(4, 49152, generator=torch.Generator().manual_seed(0)) * 4
+    tokens, logp = draw(logits, [1.0] * 4, np.array([0.1, 0.4, 0.7, 0.99]))
+    exact = torch.log_softmax(logits.double(), -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    np.testing.assert_allclose(logp, exact, rtol=0, atol=2e-6)  # float32 sums are wrong by 1e-5
 
 
 def test_frequencies_are_probabilities(shared):

@@ -108,7 +108,7 @@ class PrefixTree:
             node = node.parent
 
     def _split(self, node: Node, at: int) -> Node:
-        """Cut `node` after `at` tokens; it becomes the lower part, the upper part is returned."""
+        """Cut `node` after `at` tokens; it becomes the lower part, the upper part is returned, to be touched."""
         assert node.parent is not None
         upper = Node(node.tokens[:at], node.start, node.parent)
         node.parent.children[node.tokens[0]] = upper
@@ -117,7 +117,6 @@ class PrefixTree:
         if node.key is not None and node.value is not None:  # copies, so that either can be freed
             upper.key, upper.value = node.key[..., :at].clone(), node.value[..., :at, :].clone()
             node.key, node.value = node.key[..., at:].clone(), node.value[..., at:, :].clone()
-        self._touch(node)
         return upper
 
 

@@ -41,24 +41,47 @@ class Rows:
         """Memory of one column of one row."""
         return 2 * self.layers * self.heads * self.size * self._flat.element_size()
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room, reusing the memory of the previous batch; nothing is in it then."""
-        count = self.layers * rows * self.heads * self.size * columns
-        if self._flat.numel() < 2 * count:
+    @property
+    def columns(self) -> int:
+        """Columns that each row has; those beyond `column` are zero or masked."""
+        return self.key.shape[-1]
+
+    def reserve(self, rows: int, columns: int, most: int) -> None:
+        """Make room for rows that may grow to `most` columns, reusing the memory of the previous batch."""
+        self._half = self.layers * rows * self.heads * self.size * most
+        if self._flat.numel() < 2 * self._half:
             self._flat = torch.empty(0, dtype=self._flat.dtype, device=self._flat.device)  # free it first
-            self._flat = self._flat.new_empty(2 * count)
-        self.key = self._flat[:count].view(self.layers, rows, self.heads, self.size, columns)
-        self.value = self._flat[count : 2 * count].view(self.layers, rows, self.heads, columns, self.size)
+            self._flat = self._flat.new_empty(2 * self._half)
         self.rows, self.column = rows, 0
+        self.key, self.value = self._views(rows, columns)
+
+    def grow(self, columns: int) -> None:
+        """Widen all rows to `columns`; they stay where they are in memory, only further apart."""
+        key, value = self.key, self.value
+        self.key, self.value = self._views(key.shape[1], columns)
+        width = value.shape[3]
+        for layer in reversed(range(self.layers)):  # backwards: what moves overwrites only what has moved
+            old_key, old_value = key[layer, : self.rows].clone(), value[layer, : self.rows].clone()
+            self.key[layer, : self.rows, :, :, :width] = old_key
+            self.key[layer, : self.rows, :, :, width:] = 0
+            self.value[layer, : self.rows, :, :width] = old_value
+            self.value[layer, : self.rows, :, width:] = 0
+
+    def _views(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        count = self.layers * rows * self.heads * self.size * columns
+        key = self._flat[:count].view(self.layers, rows, self.heads, self.size, columns)
+        value = self._flat[self._half : self._half + count].view(self.layers, rows, self.heads, columns, self.size)
+        return key, value
 
     def put(self, row: int, end: Node, length: int, column: int) -> None:
         """Copy the first `length` tokens of the text that ends at or below `end` to the columns before `column`.
 
-        The columns to the left of them are emptied: masked or not, they must not hold infinities.
+        All other columns are emptied: masked or not, they must not hold infinities.
         """
         first = column - length
-        self.key[:, row, :, :, :first] = 0
-        self.value[:, row, :, :first] = 0
+        for empty in (slice(0, first), slice(column, None)):
+            self.key[:, row, :, :, empty] = 0
+            self.value[:, row, :, empty] = 0
         for node in end.path():
             stop = min(node.stop, length)
             if node.start < stop:
@@ -80,14 +103,15 @@ class Rows:
             self.value[:, row, :, : self.column] = self.value[:, self.rows, :, : self.column]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Called by layer `layer_idx` with the new tokens' keys and values, [rows, heads, tokens, size] each."""
+        """Called by layer `layer_idx` with the new tokens' keys and values, [rows, heads, tokens, size] each.
+
+        Returns those of all columns, also the empty ones: only whole rows can be multiplied without copying them.
+        """
+        keys, values = self.key[layer_idx, : self.rows], self.value[layer_idx, : self.rows]
         stop = self.column + key.shape[2]
-        self.key[layer_idx, : self.rows, :, :, self.column : stop] = key.transpose(2, 3)
-        self.value[layer_idx, : self.rows, :, self.column : stop] = value
-        return (
-            self.key[layer_idx, : self.rows, :, :, :stop].transpose(2, 3),
-            self.value[layer_idx, : self.rows, :, :stop],
-        )
+        keys[..., self.column : stop] = key.transpose(2, 3)
+        values[:, :, self.column : stop] = value
+        return keys.transpose(2, 3), values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns before the new tokens."""

@@ -232,11 +232,12 @@ class _Sampler:
         known = self._read(nodes)
         logits = torch.stack([known[node] for node in nodes])
         width = max(node.stop for node in nodes)
-        self.rows.reserve(len(texts), width + max(text.limit for text in texts) - 1)
+        most = width + max(text.limit for text in texts) - 1
+        self.rows.reserve(len(texts), _wider(width, most), most)
         for row, node in enumerate(nodes):
             self.rows.put(row, node, node.stop, width)
         self.rows.column = width
-        mask = self._left_mask([width - node.stop for node in nodes])
+        mask = self._empty_mask([width - node.stop for node in nodes], most)
         drawn = np.zeros((max(text.limit for text in texts), len(texts)))
         for row, text in enumerate(texts):
             drawn[: text.limit, row] = uniforms(
@@ -251,9 +252,10 @@ class _Sampler:
                 if running[row].end is not None:
                     self._finish(row, running, tokens, width)
                     drawn[:, row] = drawn[:, len(running)]
-                    if mask is not None:
-                        mask[row] = mask[len(running)]
+                    mask[row] = mask[len(running)]
             if running:
+                if self.rows.column == self.rows.columns:
+                    self.rows.grow(_wider(self.rows.column, most))
                 logits = self._step(running, tokens, mask)
 
     def _emit(self, running: Sequence[_Text], tokens: Sequence[int], logp: Sequence[float]) -> None:
@@ -287,24 +289,23 @@ class _Sampler:
         if row < len(running):
             running[row], tokens[row] = last, token
 
-    def _step(self, running: Sequence[_Text], tokens: Sequence[int], mask: Tensor | None) -> Tensor:
+    def _step(self, running: Sequence[_Text], tokens: Sequence[int], mask: Tensor) -> Tensor:
         """Logits [rows, vocabulary] after one more token of each text."""
         device = self.rows.key.device
         ids = torch.tensor(tokens, device=device)[:, None]
         positions = torch.tensor([len(text.ids) + len(text.sampled) - 1 for text in running], device=device)[:, None]
-        seen = None if mask is None else mask[: len(running), :, :, : self.rows.column + 1]
+        mask[:, self.rows.column] = 0.0
+        seen = mask[: len(running), None, None, : self.rows.columns]
         logits = self._forward(ids, positions, seen, torch.tensor([0], device=device))
         self.rows.column += 1
         return logits[:, 0]
 
-    def _left_mask(self, padding: Sequence[int]) -> Tensor | None:
-        """What is added to the attention scores of single queries: -inf in the first `padding` columns of each row."""
-        if not any(padding):
-            return None
-        columns = self.rows.key.shape[-1]
-        empty = torch.arange(columns)[None] < torch.tensor(padding)[:, None]
+    def _empty_mask(self, padding: Sequence[int], columns: int) -> Tensor:
+        """What is added to attention scores [rows, columns]: -inf in columns that are empty, to the left or still."""
+        places = torch.arange(columns)[None]
+        empty = (places < torch.tensor(padding)[:, None]) | (places >= self.rows.column)
         mask = torch.zeros(empty.shape, dtype=self.rows.key.dtype).masked_fill_(empty, -math.inf)
-        return mask[:, None, None].to(self.rows.key.device)
+        return mask.to(self.rows.key.device)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: Tensor) -> Tensor:
         return self.model(
@@ -350,7 +351,7 @@ class _Sampler:
     ) -> dict[Node, Tensor]:
         """Read pieces, one a row, all ending in the last column; logits after the wanted ends among their tokens."""
         past, width = max(piece.past for piece in pieces), max(len(piece.tokens) for piece in pieces)
-        self.rows.reserve(len(pieces), past + width)
+        self.rows.reserve(len(pieces), past + width, past + width)
         for row, piece in enumerate(pieces):
             self.rows.put(row, piece.above, piece.past, past)
         gaps = [width - len(piece.tokens) for piece in pieces]
@@ -378,19 +379,24 @@ class _Sampler:
         return logits
 
     def _inputs(self, ids: Tensor, lengths: Tensor, past: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, positions and the added mask [rows, 1, stop - start, past + stop] of tokens start to stop of a pass.
+        """Ids, positions and the added mask [rows, 1, stop - start, columns] of tokens start to stop of a pass.
 
         lengths [rows, 2]: the tokens of the preceding text, which end in column `past`, and the empty columns behind.
         """
         device = self.rows.key.device
         before, gap = lengths[:, :1], lengths[:, 1:]
-        columns, queries = torch.arange(past + stop), torch.arange(start, stop)
+        columns, queries = torch.arange(self.rows.columns), torch.arange(start, stop)
         filled = ((columns >= past - before) & (columns < past)) | (columns >= past + gap)
         own = columns == past + queries[:, None]  # a query in an empty column sees at least itself
         seen = (filled[:, None] & (columns <= past + queries[:, None])) | own
         mask = torch.zeros(seen.shape, dtype=self.rows.key.dtype).masked_fill_(~seen, -math.inf)[:, None]
         positions = (before + queries - gap).clamp_(min=0)
         return ids[:, start:stop].to(device), positions.to(device), mask.to(device)
+
+
+def _wider(columns: int, most: int) -> int:
+    """Columns to reserve for texts of `columns`: an eighth more, so that widening them costs little each step."""
+    return min(most, columns + max(16, columns // 8))
 
 
 def draw(logits: Tensor, temperatures: Sequence[float], uniform: np.ndarray) -> tuple[list[int], list[float]]:
