@@ -69,9 +69,11 @@ def take_steps(case: Case, steps: int, begin: Callable[[], None], end: Callable[
         language = add_lora(language)
     model = language.model
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    engine = TransformersEngine({"policy": endless(language)})
+    engine = TransformersEngine({"policy": endless(language)}, packed=False)
     scorer = Scorer(model, autocast=torch.bfloat16 if case.precision == "bfloat16" else None)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=0.0, fused=True
+    )
     contexts = [tuple(language.tokenizer.encode(prompt)) for prompt in peer.prompts(ROWS // peer.COMPLETIONS)]
     for number in range(steps):
         begin()
@@ -81,10 +83,10 @@ def take_steps(case: Case, steps: int, begin: Callable[[], None], end: Callable[
         generated = clock() - begun
         credit = grpo(record.tree().within("episode", "group"), reward=rewards, eps=1e-4)
         given = {"advantage": credit.expand(record.tree()["episode"]).advantage}
+        engine.forget()
         model.train()
         policy_step(scorer, cheapest(record)[1], terms_of(record, 0.0), optimiser, given=given)
         model.eval()
-        engine.load("policy", {})
         end(generated)
 
 

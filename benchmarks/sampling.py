@@ -25,10 +25,9 @@ from echelon.language.models import LanguageModel, language_model, load_model, t
 from echelon.language.sampling import TransformersEngine
 from echelon.language.words import WordTokenizer
 
-BATCH, PROMPT, NEW = 8, 128, 32  # rows, tokens
-GROUPS, MEMBERS = 4, 8
-TURNS, TALKS, OBSERVATION, REPLY = 8, 8, 40, 12
-COLUMNS = ("model", "part", "tokens", "generate", "echelon", "ratio")
+BATCH, PROMPT, NEW = 8, 128, 32  # texts, tokens
+MEMBERS = 8  # texts that answer the same prompt
+TURNS, OBSERVATION, REPLY = 8, 40, 12
 
 Texts = list[list[int]]
 
@@ -81,10 +80,10 @@ def ours(engine: TransformersEngine, prompts: Texts, new: int, temperature: floa
     return [list(sample.ids) for sample in engine.generate(requests)]
 
 
-def talk(answer: Callable[[Texts], Texts], vocabulary_size: int) -> None:
+def talk(answer: Callable[[Texts], Texts], count: int, vocabulary_size: int) -> None:
     """Conversations of several turns, each of which appends an observation of varying length and an answer."""
     source = random.Random(0)
-    texts: Texts = [[] for _ in range(TALKS)]
+    texts: Texts = [[] for _ in range(count)]
     for _ in range(TURNS):
         for text in texts:
             text += _random_ids(source, source.randrange(OBSERVATION // 2, OBSERVATION * 3 // 2), vocabulary_size)
@@ -100,10 +99,11 @@ def same_texts(language: LanguageModel) -> None:
         raise RuntimeError(f"{language.name}: the greedy texts differ, so the times mean nothing")
 
 
-def parts(language: LanguageModel) -> dict[str, tuple[int, Callable[[], object], Callable[[], object]]]:
-    """Name → (tokens that a contestant is paid for, generate, echelon)."""
+def parts(language: LanguageModel, scale: int) -> dict[str, tuple[int, Callable[[], object], Callable[[], object]]]:
+    """Name → (tokens that a contestant is paid for, generate, echelon); the last parts have 2 · `scale` prompts."""
     model, size = language.model, language.tokenizer.size
     engine = TransformersEngine({"policy": language})
+    talks = 2 * scale
 
     def fresh(prompts: Texts, new: int) -> Texts:
         engine.forget()
@@ -111,18 +111,21 @@ def parts(language: LanguageModel) -> dict[str, tuple[int, Callable[[], object],
 
     def turns(cached: bool) -> None:
         engine.forget()
-        talk(lambda texts: ours(engine, texts, REPLY) if cached else fresh(texts, REPLY), size)
+        talk(lambda texts: ours(engine, texts, REPLY) if cached else fresh(texts, REPLY), talks, size)
+
+    def their_turns() -> None:
+        talk(lambda texts: generate(model, texts, REPLY), talks, size)
 
     long, short = _prompts(BATCH, PROMPT, language), _prompts(BATCH, 16, language)
-    group = [prompt for prompt in _prompts(GROUPS, PROMPT, language) for _ in range(MEMBERS)]
-    replies = TALKS * TURNS * REPLY
+    group = [prompt for prompt in _prompts(scale, PROMPT, language) for _ in range(MEMBERS)]
+    replies = talks * TURNS * REPLY
     return {
-        "read": (BATCH * PROMPT, lambda: generate(model, long, 1), lambda: fresh(long, 1)),
+        "read": (sum(map(len, long)), lambda: generate(model, long, 1), lambda: fresh(long, 1)),
         "write": (BATCH * NEW, lambda: generate(model, short, NEW), lambda: fresh(short, NEW)),
         "both": (BATCH * NEW, lambda: generate(model, long, NEW), lambda: fresh(long, NEW)),
         "groups": (len(group) * NEW, lambda: generate(model, group, NEW), lambda: fresh(group, NEW)),
-        "turns": (replies, lambda: talk(lambda t: generate(model, t, REPLY), size), lambda: turns(True)),
-        "turns, no cache": (replies, lambda: talk(lambda t: generate(model, t, REPLY), size), lambda: turns(False)),
+        "turns": (replies, their_turns, lambda: turns(True)),
+        "turns, forgetful": (replies, their_turns, lambda: turns(False)),
     }
 
 
@@ -154,7 +157,7 @@ def _random_ids(source: random.Random, count: int, size: int) -> list[int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: 5 of the small model, 1 of SmolLM2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", nargs="*", default=["tiny", "smollm2"])
     parser.add_argument("--parts", nargs="*")
@@ -164,15 +167,16 @@ def main() -> None:
     torch.set_float32_matmul_precision(arguments.matmul)
     print(f"{'model':18}{'part':17}{'tokens':>7}{'generate/s':>12}{'echelon/s':>12}{'ratio':>8}")
     for name, language in models(arguments.models):
+        small = name.startswith("tiny")
         if name.endswith("float32"):
             same_texts(language)
-        for part, (tokens, theirs, mine) in parts(language).items():
+        for part, (tokens, theirs, mine) in parts(language, scale=4 if small else 2).items():
             if arguments.parts and part not in arguments.parts:
                 continue
-            a, b, ratio = measure(theirs, mine, arguments.rounds)
+            a, b, ratio = measure(theirs, mine, arguments.rounds or (5 if small else 1))
             print(f"{name:18}{part:17}{tokens:7}{tokens / a:12.0f}{tokens / b:12.0f}{ratio:8.2f}", flush=True)
     load = " ".join(f"{x:.2f}" for x in os.getloadavg())
-    how = f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.matmul}"
+    how = f"{arguments.threads} threads, {arguments.matmul}"
     print(f"{how}, torch {torch.__version__}, load {load}")
 
 
