@@ -85,6 +85,19 @@ def test_distractors_are_real_recipes_beside_the_needed_ones(distractors: int) -
     assert len(extra & related) == min(distractors, len(related))
 
 
+def test_a_kind_may_name_its_number_of_distractors() -> None:
+    """Kinds of one depth meet the same goals; a variant is played only where it is named."""
+    drawn = tasks("textcraft", "test", 12, 3, ["depth2-0", "depth2", "depth2-100", "depth2-30"])
+    world = TextCraft(distractors=10)
+    seen = [world.reset(task).info for task in drawn]
+    assert [len(info["recipes"]) - info["needed"] for info in seen] == [0, 10, 100, 30] * 3
+    assert all(len({info["goal"] for info in seen[i : i + 4]}) == 1 for i in (0, 4, 8))
+    assert goals("depth2-30", "valid") == goals("depth2", "valid")
+    assert {task.kind for task in tasks("textcraft", "train", 8, 0)} == set(TextCraft.kinds)
+    with pytest.raises(UsageError, match="kind of world 'textcraft'.*depth1-7"):
+        tasks("textcraft", "train", 1, 0, ["depth1-7"])
+
+
 @pytest.mark.parametrize(("kind", "step"), [("depth1", 5), ("depth2", 6), ("depth3", 4), ("depth4", 1)])
 def test_the_expert_solves_what_the_limit_allows(kind: str, step: int) -> None:
     world = TextCraft(limit=60)

@@ -21,12 +21,17 @@ from echelon.errors import UsageError
 from echelon.language.worlds._crafting import Kitchen, new_env, plan, recipe_book
 from echelon.language.worlds.world import BaseWorld, Observation, Task, split_seed
 
+COUNTS = (0, 10, 30, 100)
+"""Numbers of distractors that a kind can name."""
 MAX_DIGITS = 6
 """Commands with a longer number are refused: Python will not read one of thousands of digits."""
 
 
 class TextCraft(BaseWorld):
     """The world; kinds are the crafting depths of the goal, splits have different goal items.
+
+    A kind such as `depth2-30` has 30 distractors, whatever the option says. Kinds of one depth have the same goals in the
+    same places of their lists, so that what the number of distractors does is seen on the same goals.
 
     `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
     `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick", or
@@ -36,6 +41,7 @@ class TextCraft(BaseWorld):
 
     name: ClassVar[str] = "textcraft"
     kinds: ClassVar[tuple[str, ...]] = ("depth1", "depth2", "depth3", "depth4")
+    variants: ClassVar[tuple[str, ...]] = tuple(f"{depth}-{count}" for depth in kinds for count in COUNTS)
 
     def __init__(self, distractors: int = 10, limit: int = 40):
         """`distractors`: recipes shown beside those needed; those that share an ingredient with them come first."""
@@ -59,7 +65,7 @@ class TextCraft(BaseWorld):
             kind = kinds[number % len(kinds)]
             turn, place = divmod(number // len(kinds), len(pools[kind]))
             if (kind, turn) not in orders:
-                rng = np.random.default_rng(split_seed(split, cls.name, kind, seed, turn))
+                rng = np.random.default_rng(split_seed(split, cls.name, _parts(kind)[0], seed, turn))
                 orders[kind, turn] = rng.permutation(len(pools[kind]))
             index = goals(kind).index(pools[kind][orders[kind, turn][place]])
             made.append(Task(cls.name, kind, index, split_seed(split, cls.name, kind, seed, number, "game"), split))
@@ -99,7 +105,8 @@ class TextCraft(BaseWorld):
         near = {*needed, *related}
         others = [recipe for recipe in self._book.recipes if recipe not in near]
         pool = [related[i] for i in rng.permutation(len(related))] + [others[i] for i in rng.permutation(len(others))]
-        shown = [*needed, *pool[: self.distractors]]
+        count = _parts(task.kind)[1]
+        shown = [*needed, *pool[: self.distractors if count is None else count]]
         shown = [shown[i] for i in rng.permutation(len(shown))]
         members = {tag: tuple(rng.permutation(items).tolist()) for tag, items in self._book.members.items()}
         self._kitchen = Kitchen(tuple(shown), members, self._book.depth)
@@ -141,13 +148,19 @@ class TextCraft(BaseWorld):
 @cache
 def goals(kind: str, split: str | None = None) -> tuple[str, ...]:
     """The goal items of one depth, or those of them that belong to a split: three fifths, one fifth and one fifth."""
-    depth = int(kind.removeprefix("depth"))
+    depth = int(_parts(kind)[0].removeprefix("depth"))
     items = [item for item, at in recipe_book().depth.items() if at == depth]
     items.sort(key=lambda item: hashlib.blake2b(item.encode(), digest_size=8).digest())
     if split is None:
         return tuple(items)
     of_place = ("test", "train", "valid", "train", "train")
     return tuple(item for place, item in enumerate(items) if of_place[place % len(of_place)] == split)
+
+
+def _parts(kind: str) -> tuple[str, int | None]:
+    """The crafting depth of a kind, and the number of distractors if it names one."""
+    depth, _, count = kind.partition("-")
+    return depth, int(count) if count else None
 
 
 def _item_id(name: str) -> str:

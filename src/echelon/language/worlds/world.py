@@ -98,6 +98,8 @@ class BaseWorld:
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Further kinds, played only where they are asked for by name."""
 
     def __init__(self, limit: int):
         """`limit`: steps after which an unfinished episode is truncated."""
@@ -112,7 +114,7 @@ class BaseWorld:
         """Begin `task`."""
         if task.world != self.name:
             raise UsageError(f"task of world '{task.world}' given to world '{self.name}'")
-        check_kinds(self.name, [task.kind], self.kinds)
+        check_kinds(self.name, [task.kind], self.kinds + self.variants)
         self._task, self._actions = task, []
         self._seen = self._start(task)
         return self._seen
@@ -190,7 +192,7 @@ def tasks(name: str, split: str, count: int, seed: int, kinds: Sequence[str] | N
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     chosen = tuple(world.kinds if kinds is None else kinds)
-    check_kinds(name, chosen, world.kinds)
+    check_kinds(name, chosen, world.kinds + world.variants)
     return world.tasks(split, count, seed, chosen)
 
 

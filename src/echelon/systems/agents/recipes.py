@@ -72,4 +72,4 @@ def arm(cls: type[LanguageConfig], env: str, size: str) -> Arm:
 def check(config: LanguageConfig) -> None:
     """Refuse a world or kinds of tasks that do not exist, and a world whose package is not installed."""
     world = make(config.env, limit=config.limit)
-    check_kinds(config.env, config.kinds or world.kinds, world.kinds)
+    check_kinds(config.env, config.kinds or world.kinds, world.kinds + world.variants)
