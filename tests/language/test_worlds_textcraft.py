@@ -94,7 +94,7 @@ def test_a_kind_may_name_its_number_of_distractors() -> None:
     assert all(len({info["goal"] for info in seen[i : i + 4]}) == 1 for i in (0, 4, 8))
     assert goals("depth2-30", "valid") == goals("depth2", "valid")
     assert {task.kind for task in tasks("textcraft", "train", 8, 0)} == set(TextCraft.kinds)
-    with pytest.raises(UsageError, match="kind of world 'textcraft'.*depth1-7"):
+    with pytest.raises(UsageError, match="depth1-7"):
         tasks("textcraft", "train", 1, 0, ["depth1-7"])
 
 

@@ -30,8 +30,8 @@ MAX_DIGITS = 6
 class TextCraft(BaseWorld):
     """The world; kinds are the crafting depths of the goal, splits have different goal items.
 
-    A kind such as `depth2-30` has 30 distractors, whatever the option says. Kinds of one depth have the same goals in the
-    same places of their lists, so that what the number of distractors does is seen on the same goals.
+    A kind such as `depth2-30` has 30 distractors, whatever the option says. Kinds of one depth have the same goals in
+    the same places of their lists, so that what the number of distractors does is seen on the same goals.
 
     `Task.index` is the goal's place in `goals(kind)`; `Task.seed` draws the distractors and the order of the recipes.
     `Observation.info` has `goal`, `inventory` {item: count}, `phase`, what the expert crafts next ("craft stick", or
