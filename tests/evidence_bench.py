@@ -36,7 +36,9 @@ tasks = {f"task{t}": [int((e + config["seed"]) % 10 < wins) for e in range(10)] 
 rows = [{"step": s, "success": wins / 10, "tasks": tasks, "seconds": 0.1, "load": 1.0} for s in (10, 20, 30)]
 stop = [document["system"], config["seed"]] == wish.get("stop")
 (out / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows[: 1 if stop else 3]))
-(out / "metrics.jsonl").write_text(json.dumps({"step": 10 if stop else 30}) + "\\n")
+lines = [{"step": 10, "kind": "train", "alone": wish.get("alone", 0.25)}]
+lines += [] if stop else [{"step": 30, "kind": "eval"}, {"step": 30, "kind": "train", "alone": 0.25}]
+(out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 if stop:
     sys.exit("the trainer ran out of luck")
 (out / "result.json").write_text(json.dumps({"score": wins / 10, "train_s": 1.5, "updates": 30}))

@@ -17,10 +17,12 @@ from echelon.claims import (
     AtLeast,
     Claim,
     Equivalent,
+    Guard,
     NotWorse,
     Score,
     Test,
     Verdict,
+    metric,
     statistic_name,
     success,
 )
@@ -108,6 +110,40 @@ def test_a_claim_checks_itself() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             claim(**changes)
+
+
+def test_a_guard_and_further_scores() -> None:
+    more = functools.partial(other, level="V_h")
+    found = claim(also=(Score(ARM, more),), unless=Guard(success, 0.5, "too few"))
+    assert found.scores == (Score(ARM, success),) * 2 and found.measured == (*found.scores, Score(ARM, more))
+    assert found.statistics == (success, success, more, success)
+    assert found.unless is not None and not found.unless.exceeded(0.5) and found.unless.exceeded(0.5001)
+    for guard in (lambda: Guard(success, float("nan"), "x"), lambda: Guard(success, 1, "")):
+        with pytest.raises(UsageError, match="a finite bound and a reason"):
+            guard()
+    with pytest.raises(UsageError, match="module-level function"):
+        Guard(lambda run: np.zeros(1), 1, "x")
+
+
+@dataclass
+class Lines:
+    """A run's metrics."""
+
+    metrics: list[dict[str, Any]]
+
+
+def test_a_metric_is_averaged_over_the_training() -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "train", "kl": 1.0},
+        {"kind": "eval", "kl": 9.0},
+        {"kind": "train"},
+        {"kind": "train", "kl": 2.0},
+    ]
+    assert metric(Lines(lines), "kl") == 1.5
+    bad: list[dict[str, Any]] = [{"kind": "train", "kl": None}, {"kind": "eval", "kl": 1.0}]
+    for damaged in bad:
+        with pytest.raises(DataError, match="no finite metric 'kl'"):
+            metric(Lines([damaged]), "kl")
 
 
 def test_statistics_have_names() -> None:

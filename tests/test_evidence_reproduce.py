@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -9,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evidence_bench import MODULES, OTA, Bench, bench, claimed, config_of
+from evidence_bench import BEATS, MODULES, OTA, Bench, bench, claimed, config_of, steps
 
-from echelon.claims import Arm, AtLeast, Claim, Score, Verdict, success
+from echelon.claims import Arm, AtLeast, Claim, Guard, Score, Verdict, metric, success
+from echelon.cli.reproduce import sentence
 from echelon.errors import DataError, EchelonError, UsageError
-from echelon.evidence import codehash, reproduce, results, train
+from echelon.evidence import codehash, replay, reproduce, results, status, train
 from echelon.evidence.run import Run
 from echelon.systems import index
 from echelon.training.config import to_json
@@ -113,6 +116,66 @@ def test_one_seed_proves_nothing(bench: Bench) -> None:
 def test_the_baseline_winning_is_not_supported(bench: Bench) -> None:
     bench.wish(wins={"ota": 4, "hiql": 8})
     assert bench()[0].verdict is Verdict.NOT_SUPPORTED
+
+
+ALONE = Guard(functools.partial(metric, name="alone"), 0.5, "too few states are met twice")
+LONGER = Arm("longer", lambda seed: config_of("hiql", seed, lr=0.1))
+GUARDED = dataclasses.replace(BEATS, unless=ALONE, also=(Score(OTA, steps), Score(LONGER, success)))
+
+
+def test_a_guard_keeps_the_test_from_deciding(bench: Bench, claimed: Callable) -> None:
+    claimed(GUARDED)
+    (outcome,) = bench()
+    assert outcome.verdict is Verdict.SUPPORTED
+    unless = outcome.entry["unless"]
+    assert (unless["value"], unless["runs"], unless["above"], unless["exceeded"]) == (0.25, [0.25] * 3, 0.5, False)
+    assert "metric(name='alone') 0.25 is not above 0.5, so the test decides" in sentence(outcome)
+    for file in (bench.folder / "runs").rglob("metrics.jsonl"):
+        file.write_text(file.read_text().replace("0.25", "0.8", 1))  # the mean of two lines: 0.525
+    (outcome,) = bench()
+    assert outcome.verdict is Verdict.INCONCLUSIVE and outcome.estimate.value == pytest.approx(40)
+    assert outcome.entry["unless"]["exceeded"] and outcome.entry["unless"]["value"] == pytest.approx(0.525)
+    why = "metric(name='alone') 0.525 is above 0.5: too few states are met twice"
+    assert sentence(outcome).splitlines()[2] == f"  {why}"
+    (claim,) = next(row for row in status.table(bench.folder / "results") if row["slug"] == "ota")["claims"]
+    assert (claim["verdict"], claim["stale"], claim["undecided"], claim["guard"]) == ("inconclusive", [], True, why)
+    rows = status.table(bench.folder / "results")
+    assert f"[inconclusive](results/ota/beats-hiql.json): {why} |" in status.readme_table(rows)
+
+
+def test_scores_without_a_verdict_are_trained_measured_and_shown(bench: Bench, claimed: Callable) -> None:
+    claimed(GUARDED)
+    (outcome,) = bench()
+    assert len(bench.calls()) == 9  # two arms of the test, one that is only measured
+    first, second = outcome.entry["also"]
+    assert first["statistic"] == "evidence_bench:steps" and first["system"] == "ota" and first["name"] == "OTA"
+    assert first["estimate"] == {"value": 20, "low": 10, "high": 30} or first["estimate"]["value"] == 20
+    assert second["config"]["lr"] == 0.1 and second["mean"] == pytest.approx(40)
+    assert [run["seed"] for run in second["runs"]] == [0, 1, 2]
+    assert len(outcome.entry["arms"]) == 2 and len(outcome.entry["specification"]["arms"]) == 2
+    said = [line for line in sentence(outcome).splitlines() if "without verdict" in line]
+    assert said[0].startswith("  without verdict: OTA, steps: 20 [") and "longer, success: 40 [" in said[1]
+    rows = status.table(bench.folder / "results")
+    assert "| OTA | OTA, steps: 20 [" in status.docs_table(rows) and "| without verdict | |" in status.docs_table(rows)
+
+
+def test_what_is_claimed_includes_the_guard_and_not_what_has_no_verdict() -> None:
+    plain, guarded = reproduce.specification(BEATS), reproduce.specification(GUARDED)
+    assert guarded == plain | {"unless": {"statistic": "echelon.claims:metric(name='alone')", "above": 0.5}}
+    assert set(reproduce.hashes_of(GUARDED)) >= set(reproduce.hashes_of(BEATS))
+    found = replay.roles(GUARDED, [score.arm.config(0) for score in GUARDED.measured])
+    assert [(name, config.system) for name, config, _ in found] == [
+        ("method", "ota"), ("baseline", "hiql"), ("also 1", "ota"), ("also 2", "hiql"), ("unless", "ota"),
+    ]  # fmt: skip
+
+
+def test_a_guarded_result_is_judged_again_as_it_was(bench: Bench, claimed: Callable) -> None:
+    claimed(GUARDED)
+    bench.wish(wins={"ota": 8, "hiql": 4}, alone=0.9)
+    (outcome,) = bench()
+    assert outcome.verdict is Verdict.INCONCLUSIVE
+    assert replay.judged_again(GUARDED, outcome.entry)["verdict"] == "inconclusive"
+    assert reproduce.judge(GUARDED, 3, np.ones((3, 1, 5)), np.zeros((3, 1, 5)))[0] is Verdict.INCONCLUSIVE  # unknown
 
 
 def ragged(run: Run) -> np.ndarray:

@@ -47,7 +47,8 @@ def test_only_results_of_record_count(bench: Bench, claimed: Callable) -> None:
     bench(seeds=[7, 8])
     assert state(bench)["claims"][0] | {"text": ""} == {
         "id": "beats-hiql", "text": "", "verdict": "not run", "stale": [], "estimate": None, "date": None,
-        "result_file": "ota/beats-hiql.json", "replayed": False, "remedy": "",
+        "result_file": "ota/beats-hiql.json", "replayed": False, "remedy": "", "guard": "", "undecided": False,
+            "also": [],
     }  # fmt: skip
     bench()
     bench(seeds=[7, 8])

@@ -37,6 +37,14 @@ class Evaluated(Protocol):
         """One dict an evaluation, in time order: {"step": int, "tasks": {name: [0 or 1 an episode]}, …}."""
 
 
+class Logged(Protocol):
+    """What `metric` reads of a run."""
+
+    @property
+    def metrics(self) -> Sequence[dict[str, Any]]:
+        """The lines of metrics.jsonl: {"step": int, "kind": str, name: number or None if not finite, …}."""
+
+
 @dataclass(frozen=True)
 class Above:
     """The method scores higher than the baseline, by `margin` or more (in the statistic's unit, 0 or more).
@@ -144,11 +152,32 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What would leave a claim undecided: the method's runs have a mean of `statistic` above `bound`.
+
+    `reason` says why nothing follows then, such as "too few states are met twice". Only the bound itself still decides.
+    """
+
+    statistic: Statistic
+    bound: float
+    reason: str
+
+    def __post_init__(self) -> None:
+        statistic_name(self.statistic)
+        _check(bool(np.isfinite(self.bound)) and bool(self.reason), "a guard needs a finite bound and a reason")
+
+    def exceeded(self, value: float) -> bool:
+        """Whether the mean `value` leaves the claim undecided."""
+        return value > self.bound
+
+
+@dataclass(frozen=True)
 class Claim:
     """One sentence that a run can refute.
 
     `text` is that sentence; `test` compares `method` with `baseline` (None for `AtLeast` alone); `seeds` are those of
     record; `source` says where the claim is published. Margins are in the statistic's unit (success: points, 0 to 100).
+    `unless` makes the verdict inconclusive, whatever the test says; `also` is measured and recorded without a verdict.
     """
 
     id: str
@@ -158,6 +187,8 @@ class Claim:
     source: str
     baseline: Score | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    unless: Guard | None = None
+    also: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
         named = re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id)
@@ -171,8 +202,19 @@ class Claim:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """Method first, then the baseline if there is one."""
+        """What the test compares: method first, then the baseline if there is one."""
         return (self.method,) if self.baseline is None else (self.method, self.baseline)
+
+    @property
+    def measured(self) -> tuple[Score, ...]:
+        """All that is trained and measured: what the test compares, then what is recorded without a verdict."""
+        return (*self.scores, *self.also)
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Every statistic that a result of this claim rests on, in the order of `measured`; the guard's last."""
+        guard = () if self.unless is None else (self.unless.statistic,)
+        return (*(score.statistic for score in self.measured), *guard)
 
 
 def success(run: Evaluated) -> np.ndarray:
@@ -189,6 +231,17 @@ def success(run: Evaluated) -> np.ndarray:
     if any(size != sizes[0] for size in sizes) or len(set(sizes[0].values())) != 1:
         raise DataError(f"{where}: evaluations with different tasks or numbers of episodes: {sizes}")
     return 100.0 * np.mean([list(evaluation["tasks"].values()) for evaluation in last], axis=0)
+
+
+def metric(run: Logged, name: str) -> np.ndarray:
+    """The mean over the training of the metric `name`, in its own unit, []. DataError unless all its values are finite.
+
+    A statistic by `functools.partial(metric, name="states/alone")`.
+    """
+    found = [row[name] for row in run.metrics if row["kind"] == "train" and name in row]
+    if not found or any(value is None for value in found):
+        raise DataError(f"{getattr(run, 'path', 'run')}: no finite metric '{name}' of the training to take a mean of")
+    return np.array(np.mean(found))
 
 
 def statistic_name(statistic: Statistic) -> str:

@@ -99,12 +99,17 @@ def replay_results(options: Reproduce) -> int:
 
 def sentence(outcome: Outcome) -> str:
     """One claim for a person: verdict, text, numbers and where they are kept."""
+    from echelon.evidence.reproduce import beyond, guarded
+
     entry = outcome.entry
     arms = ", ".join(f"{arm['name']} {arm['mean']:.3g}" for arm in entry["arms"])
     what = "difference" if len(entry["arms"]) > 1 else "mean"
     seeds = f"seeds {', '.join(map(str, entry['seeds']))}" + ("" if entry["of_record"] else " (not those of record)")
-    return (
-        f"{str(outcome.verdict).upper()}: {outcome.claim.text}\n"
-        f"  {arms}; {what} {outcome.estimate}; asked: {outcome.claim.test}; {seeds}\n"
-        f"  {outcome.file}"
-    )
+    lines = [
+        f"{str(outcome.verdict).upper()}: {outcome.claim.text}",
+        f"  {arms}; {what} {outcome.estimate}; asked: {outcome.claim.test}; {seeds}",
+    ]
+    if "unless" in entry:
+        lines.append(f"  {guarded(entry['unless'])}")
+    lines += [f"  without verdict: {beyond(also)}" for also in entry.get("also", ())]
+    return "\n".join([*lines, f"  {outcome.file}"])

@@ -47,7 +47,6 @@ GENERATORS = ("random.", "source.generator")
 """What of a checkpoint does not count, by the beginning of its name: where generators stand shows in what they drew."""
 CLOCKS = {"call/started", "call/finished"}
 """What of a language agent's record does not count: when its calls were made."""
-ROLES = ("method", "baseline")
 FLAGS = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 MACHINE = ("cpu", "device", "gpu", "matmul", "precision", "threads", "torch")
 """What a run's identity says of the kernels that computed it."""
@@ -146,7 +145,8 @@ def judged_again(claim: Claim, entry: results.Entry) -> dict[str, Any]:
             f"the result of {claim.id} keeps no scores of single episodes, so it cannot be judged again; record it "
             "anew with echelon reproduce, which takes finished runs of the same code as they are"
         ) from error
-    verdict, estimate = judge(claim, len(entry["seeds"]), scores[0], scores[1] if len(scores) > 1 else None)
+    guarded = entry["unless"]["value"] if claim.unless is not None else None
+    verdict, estimate = judge(claim, len(entry["seeds"]), scores[0], scores[1] if len(scores) > 1 else None, guarded)
     return {**dataclasses.asdict(estimate), "verdict": str(verdict)}
 
 
@@ -164,7 +164,7 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
     def short(config: Path, directory: Path) -> Sequence[str]:
         return (*command(config, directory), *FLAGS)
 
-    arms = {c.id: [shortened(score.arm.config(c.seeds[0])) for score in c.scores] for c in claims}
+    arms = {c.id: [shortened(score.arm.config(c.seeds[0])) for score in c.measured] for c in claims}
     configs = list(dict.fromkeys(config for members in arms.values() for config in members))
     print(f"replaying the first {max(config.updates for config in configs)} updates of {len(configs)} arms")
     with tempfile.TemporaryDirectory(prefix="echelon-replay-") as folder:
@@ -173,13 +173,20 @@ def replayed(claims: Sequence[Claim], jobs: int, command: Command = echelon_trai
         return {
             claim.id: Replay(
                 {
-                    role: statistic_digest(traces[config], runs[config], score.statistic)
-                    for role, config, score in zip(ROLES, arms[claim.id], claim.scores, strict=False)
+                    role: statistic_digest(traces[config], runs[config], statistic)
+                    for role, config, statistic in roles(claim, arms[claim.id])
                 },
                 identity_of([(config, runs[config]) for config in arms[claim.id]]),
             )
             for claim in claims
         }
+
+
+def roles(claim: Claim, arms: Sequence[RunConfig]) -> list[tuple[str, RunConfig, Statistic]]:
+    """Name, arm and statistic of all that is measured for a claim: "method", "baseline", "also 1", …, "unless"."""
+    names = ["method", "baseline"][: len(claim.scores)] + [f"also {k + 1}" for k in range(len(claim.also))]
+    found = [(n, config, score.statistic) for n, config, score in zip(names, arms, claim.measured, strict=True)]
+    return found if claim.unless is None else [*found, ("unless", arms[0], claim.unless.statistic)]
 
 
 def run_digest(run: Run) -> hashlib._Hash:

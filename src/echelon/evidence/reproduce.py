@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from echelon.claims import Arm, AtLeast, Claim, Score, Statistic, Verdict, statistic_name
+from echelon.claims import Arm, AtLeast, Claim, Guard, Score, Statistic, Verdict, statistic_name
 from echelon.errors import DataError, UsageError
 from echelon.evidence import codehash, results, statistics
 from echelon.evidence.run import Run
@@ -56,7 +56,7 @@ def reproduce(
         raise UsageError(f"{system} claims nothing that could be reproduced; see it beside others: echelon compare")
     chosen = {claim.id: tuple(seeds) if seeds is not None else claim.seeds for claim in claims}
     modules = {claim.id: hashes_of(claim) for claim in claims}
-    configs = [c for claim in claims for score in claim.scores for c in configs_of(score.arm, chosen[claim.id])]
+    configs = [c for claim in claims for score in claim.measured for c in configs_of(score.arm, chosen[claim.id])]
     trained = train_all(configs, runs, jobs, command)
     asked = ["echelon", "reproduce", system, *(["--full"] if full else [])]
     if seeds is not None:
@@ -96,20 +96,23 @@ def configs_of(arm: Arm, seeds: Sequence[int]) -> list[RunConfig]:
 
 
 def specification(claim: Claim) -> dict[str, Any]:
-    """What is claimed, as JSON data: if it differs from a result's, that result speaks of something else."""
-    return {
+    """What is claimed, as JSON data: if it differs from a result's, that result speaks of something else.
+
+    What is recorded without a verdict is no part of it.
+    """
+    claimed: dict[str, Any] = {
         "test": {"kind": type(claim.test).__name__, **asdict(claim.test)},
-        "arms": [
-            {"statistic": statistic_name(score.statistic), **_settings(configs_of(score.arm, claim.seeds)[0])}
-            for score in claim.scores
-        ],
+        "arms": [_specified(score, claim.seeds[0]) for score in claim.scores],
     }
+    if claim.unless is not None:
+        claimed["unless"] = {"statistic": statistic_name(claim.unless.statistic), "above": claim.unless.bound}
+    return claimed
 
 
 def hashes_of(claim: Claim) -> codehash.Hashes:
     """Hashes of the modules behind a claim's result."""
-    systems = {score.arm.config(claim.seeds[0]).system for score in claim.scores}
-    return codehash.of_result(sorted(systems), sorted({_defined_in(score) for score in claim.scores}))
+    systems = {score.arm.config(claim.seeds[0]).system for score in claim.measured}
+    return codehash.of_result(sorted(systems), sorted({_defined_in(statistic) for statistic in claim.statistics}))
 
 
 def measure(statistic: Statistic, runs: Sequence[Run]) -> np.ndarray:
@@ -129,28 +132,52 @@ def measure(statistic: Statistic, runs: Sequence[Run]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def judge(claim: Claim, seeds: int, method: np.ndarray, baseline: np.ndarray | None) -> tuple[Verdict, Estimate]:
+def judge(
+    claim: Claim, seeds: int, method: np.ndarray, baseline: np.ndarray | None, guarded: float | None = None
+) -> tuple[Verdict, Estimate]:
     """Verdict on scores [seed, task, episode], and what it rests on: the difference of means, or the method's mean.
 
-    One seed cannot show how much seeds differ: unless the claim itself is about one, nothing follows from it.
+    One seed cannot show how much seeds differ: unless the claim itself is about one, nothing follows from it. Nor does
+    anything if the mean of the guard's statistic, `guarded`, is above its bound or unknown.
     """
     if baseline is None:
         estimate = statistics.estimate([method])
     else:
         estimate = statistics.difference(method, baseline, paired=_paired(claim))
-    if seeds == 1 and len(claim.seeds) > 1:
+    undecided = claim.unless is not None and (guarded is None or claim.unless.exceeded(guarded))
+    if undecided or (seeds == 1 and len(claim.seeds) > 1):
         return Verdict.INCONCLUSIVE, estimate
     return claim.test.judge(estimate.value, estimate.low, estimate.high), estimate
+
+
+def guarded(unless: Mapping[str, Any]) -> str:
+    """What a result's guard found, for a person."""
+    found = f"{_short(unless['statistic'])} {unless['value']:.3g}"
+    if unless["exceeded"]:
+        return f"{found} is above {unless['above']:g}: {unless['reason']}"
+    return f"{found} is not above {unless['above']:g}, so the test decides"
+
+
+def beyond(also: Mapping[str, Any]) -> str:
+    """A result's score without a verdict, for a person: whose, of what, and its mean with the interval."""
+    return f"{also['name']}, {_short(also['statistic'])}: {Estimate(**also['estimate'])}"
+
+
+def _short(statistic: str) -> str:
+    return statistic.partition(":")[2]
 
 
 def _examined(
     claim: Claim, seeds: Sequence[int], trained: Mapping[RunConfig, Run], evidence: Mapping[str, Any]
 ) -> tuple[Verdict, Estimate, results.Entry]:
     """Measure and judge one claim; returns what to say and what to record of it."""
-    runs = [[trained[config] for config in configs_of(score.arm, seeds)] for score in claim.scores]
-    scores = [measure(score.statistic, members) for score, members in zip(claim.scores, runs, strict=True)]
-    baseline = scores[1] if len(scores) > 1 else None
-    verdict, estimate = judge(claim, len(seeds), scores[0], baseline)
+    runs = [[trained[config] for config in configs_of(score.arm, seeds)] for score in claim.measured]
+    scores = [measure(score.statistic, members) for score, members in zip(claim.measured, runs, strict=True)]
+    arms = [_arm(*parts) for parts in zip(claim.measured, runs, scores, strict=True)]
+    more = list(zip(claim.measured, scores, arms, strict=True))[len(claim.scores) :]
+    baseline = None if claim.baseline is None else scores[1]
+    unless = _guarded(claim.unless, runs[0]) if claim.unless is not None else None
+    verdict, estimate = judge(claim, len(seeds), scores[0], baseline, unless["value"] if unless else None)
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "verdict": str(verdict),
@@ -167,10 +194,31 @@ def _examined(
         },
         "improvement": None if baseline is None else _improvement(scores[0], baseline),
         "specification": specification(claim),
-        "arms": [_arm(*parts) for parts in zip(claim.scores, runs, scores, strict=True)],
+        "arms": arms[: len(claim.scores)],
+        **({"unless": unless} if unless else {}),
+        **({"also": [_also(*parts) for parts in more]} if more else {}),
         **evidence,
     }
     return verdict, estimate, entry
+
+
+def _guarded(guard: Guard, runs: Sequence[Run]) -> dict[str, Any]:
+    """What a result keeps of a guard: the statistic's mean over the method's runs, against the bound."""
+    values = measure(guard.statistic, runs)
+    value = float(values.mean())
+    return {
+        "statistic": statistic_name(guard.statistic),
+        "value": value,
+        "runs": [float(x) for x in values.mean((1, 2))],
+        "above": guard.bound,
+        "exceeded": guard.exceeded(value),
+        "reason": guard.reason,
+    }
+
+
+def _also(score: Score, scores: np.ndarray, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result keeps of a score without a verdict: its mean with an interval, and the arm that it was taken of."""
+    return {"estimate": asdict(statistics.estimate([scores])), **_specified(score, arm["runs"][0]["seed"]), **arm}
 
 
 def _arm(score: Score, runs: Sequence[Run], scores: np.ndarray) -> dict[str, Any]:
@@ -208,11 +256,16 @@ def _paired(claim: Claim) -> bool:
     return to_json(claim.method.arm.config(seed)) == to_json(claim.baseline.arm.config(seed))
 
 
+def _specified(score: Score, seed: int) -> dict[str, Any]:
+    """The statistic, system and settings of a score."""
+    return {"statistic": statistic_name(score.statistic), **_settings(configs_of(score.arm, [seed])[0])}
+
+
 def _settings(config: RunConfig) -> dict[str, Any]:
     document = to_json(config)
     document["config"].pop("seed")
     return document
 
 
-def _defined_in(score: Score) -> str:
-    return statistic_name(score.statistic).partition(":")[0]
+def _defined_in(statistic: Statistic) -> str:
+    return statistic_name(statistic).partition(":")[0]

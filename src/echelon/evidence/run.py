@@ -47,11 +47,12 @@ class Run:
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """One dict an evaluation, in time order."""
-        file = self.path / "evaluations.jsonl"
-        try:
-            return [json.loads(line) for line in file.read_text().splitlines() if line]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read as JSON lines: {error}") from error
+        return self._lines("evaluations.jsonl")
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict a line of metrics, in time order: {"step", "time_s", "kind": "train" or "eval", name: value, …}."""
+        return self._lines("metrics.jsonl")
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -63,6 +64,13 @@ class Run:
         from echelon.systems.launch import load_agent
 
         return load_agent(self.path)
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        file = self.path / name
+        try:
+            return [json.loads(line) for line in file.read_text().splitlines() if line]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read as JSON lines: {error}") from error
 
     def _document(self, name: str) -> dict[str, Any]:
         file = self.path / name

@@ -22,7 +22,7 @@ from echelon.claims import Claim, Verdict
 from echelon.errors import DataError
 from echelon.evidence import codehash, replay, results
 from echelon.evidence.replay import Answer
-from echelon.evidence.reproduce import claims_of, hashes_of, specification
+from echelon.evidence.reproduce import beyond, claims_of, guarded, hashes_of, specification
 from echelon.systems import index
 from echelon.systems.index import Row
 from echelon.training.codehash import PACKAGE
@@ -55,17 +55,22 @@ def claim_state(system: str, claim: Claim, out: Path) -> dict[str, Any]:
 
     `verdict` is "supported", "inconclusive", "not supported" or "not run"; `stale` lists what changed since (empty:
     fresh) and `remedy` says what to do about it; `replayed`: it is fresh because replays agree, though code changed;
-    `estimate` is [value, low, high]; `result_file` is relative to the folder of results, None without one.
+    `estimate` is [value, low, high]; `guard` says what the claim's guard found ("" without one), and `undecided`
+    whether it kept the test from deciding; `also` are sentences on what was measured without a verdict; `result_file`
+    is relative to the folder of results, None without one.
     """
     file = results.path_of(out, system, claim.id)
     entries = results.read(file)
     entry = results.newest_of_record(entries, claim.seeds)
     state: dict[str, Any] = {"id": claim.id, "text": claim.text, "verdict": NOT_RUN, "stale": [], "estimate": None}
     state |= {"date": None, "result_file": file.relative_to(out).as_posix() if entries else None}
-    state |= {"replayed": False, "remedy": ""}
+    state |= {"replayed": False, "remedy": "", "guard": "", "undecided": False, "also": []}
     if entry is not None:
         estimate = [entry["estimate"][key] for key in ("value", "low", "high")]
         state |= {"verdict": entry["verdict"], "estimate": estimate, "date": entry["date"]}
+        state["also"] = [beyond(also) for also in entry.get("also", ())]
+        if "unless" in entry:
+            state |= {"guard": guarded(entry["unless"]), "undecided": entry["unless"]["exceeded"]}
         state |= _freshness(system, claim, entries, entry)
     return state
 
@@ -116,6 +121,7 @@ def docs_table(rows: list[dict[str, Any]], results_link: str = "../results") -> 
     for row, claim in claimed:
         numbers = "{:.3g} [{:.3g}, {:.3g}]".format(*claim["estimate"]) if claim["estimate"] else ""
         lines.append(f"| {row['name']} | {_cell(claim['text'])} | {_verdict(claim, results_link)} | {numbers} |")
+        lines += [f"| {row['name']} | {_cell(also)} | without verdict | |" for also in claim["also"]]
     return "\n".join(lines)
 
 
@@ -179,7 +185,8 @@ def _replaced(path: Path, block: str) -> str:
 
 def _verdict(claim: dict[str, Any], results_link: str) -> str:
     link = f"[{claim['verdict']}]({results_link}/{claim['result_file']})" if claim["result_file"] else claim["verdict"]
-    return link + remark(claim, SHOWN)
+    why = f": {_cell(claim['guard'])}" if claim["undecided"] else ""
+    return link + why + remark(claim, SHOWN)
 
 
 def _arxiv(row: dict[str, Any]) -> str:
