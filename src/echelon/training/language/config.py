@@ -21,12 +21,16 @@ class LanguageConfig(RunConfig):
     """Text world: alfworld (its engine on synthetic scenes), textcraft, reasoning."""
     kinds: tuple[str, ...] = ()
     """Kinds of tasks of the world; all of them when empty."""
+    eval_kinds: tuple[str, ...] = ()
+    """Kinds of the evaluation, such as one that no training meets; as `kinds` when empty."""
     limit: int = 20
     """Steps after which an episode is cut off."""
     options: tuple[str, ...] = ()
     """Options of the world, such as receptacles=8 distractors=4."""
     updates: int = 150
     """Iterations."""
+    tokens: int = 0
+    """Tokens that are read and emitted in training: the iteration that reaches them is the last; 0 for no bound."""
     eval_every: int = 10
     """Iterations between evaluations; the reported score is the mean over the last three."""
     eval_episodes: int = 32
@@ -54,6 +58,8 @@ class LanguageConfig(RunConfig):
     """AdamW's learning rate of the imitation, falling linearly to 0."""
     warm_batch: int = 8
     """Episodes a step of the imitation."""
+    warm_reading: float = 1.0
+    """Weight of a token that the world says, in the imitation of a tiny model, beside 1 of the agent's own."""
     warm_seed: int = 0
     """Seed of the warm start; all arms and seeds of a comparison share one."""
 
@@ -72,6 +78,8 @@ class LanguageConfig(RunConfig):
     invalid_penalty: float = 0.01
     """Subtracted from the reward of a turn whose action is not understood (published: 0.1 where success pays 10)."""
 
+    lora: int = 0
+    """Rank of the adapters that are trained in place of the model's weights; 0: the weights themselves."""
     lr: float = 1e-4
     """AdamW's learning rate (published, for 1.5 B and more: 1e-6)."""
     minibatches: int = 2
@@ -94,6 +102,8 @@ class LanguageConfig(RunConfig):
     """Tokens of a micro-batch; changes memory and speed, no number but by rounding."""
     batch: int = 64
     """Calls that are sampled together; changes speed alone."""
+    workers: int = 0
+    """Processes for the worlds, which find out those that hang; 0: the run's own, the same numbers."""
 
     @property
     def world(self) -> dict[str, int | float]:
@@ -113,7 +123,19 @@ class LanguageConfig(RunConfig):
         for name in ("limit", "layers", "width", "context", "warm_epochs", "warm_batch", "tasks", "group", "max_tokens",
                      "minibatches", "token_budget", "batch"):  # fmt: skip
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warm_episodes", "history", "kl", "entropy", "temperature", "eval_temperature", "invalid_penalty"):
+        for name in (
+            "warm_episodes",
+            "history",
+            "lora",
+            "workers",
+            "kl",
+            "entropy",
+            "temperature",
+            "eval_temperature",
+            "invalid_penalty",
+            "warm_reading",
+            "tokens",
+        ):
             self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("lr", "warm_lr", "clip_norm"):
             self.require(name, 0 < getattr(self, name) < math.inf, "positive")

@@ -69,6 +69,8 @@ class LanguageRun(Trainer):
     reference: Scorer | None
     critic: Critic | None = None
     step: int = 0
+    tokens: int = 0
+    """Read and emitted in all iterations so far."""
     train_s: float = 0.0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -141,13 +143,13 @@ class LanguageRun(Trainer):
         if self.learner is not None:
             self.learner.restore(found)
         self.engine.load("policy", {})
-        self.step, self.train_s = found.step, found.state["train_s"]
+        self.step, self.tokens, self.train_s = found.step, found.state["tokens"], found.state["train_s"]
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         moments, description = checkpoint.flatten(self.optimiser.state_dict(), "optimizer")
         weights = {f"policy.{name}": p for name, p in self.language.model.named_parameters() if p.requires_grad}
-        tensors, state = weights | moments, {"optimizer": description, "train_s": self.train_s}
+        tensors, state = weights | moments, {"optimizer": description, "train_s": self.train_s, "tokens": self.tokens}
         if self.learner is not None:
             more, facts = self.learner.save()
             tensors, state = tensors | more, state | facts
@@ -155,7 +157,12 @@ class LanguageRun(Trainer):
 
     def result(self) -> dict[str, Any]:
         """The mean success over the last evaluations."""
-        return {**score(self.evaluations), "updates": self.step}
+        return {**score(self.evaluations), "updates": self.step, "tokens": self.tokens}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of iterations or of tokens is spent."""
+        return self.step >= self.config.updates or 0 < self.config.tokens <= self.tokens
 
     def train(self, tensorboard: bool = False) -> bool:
         """Iterate to the end of the budget; False if a signal asked to stop (the state is saved then)."""
@@ -172,7 +179,7 @@ class LanguageRun(Trainer):
             self.evaluations = evaluations.truncate_after(held)
             if self.step == 0:
                 self._evaluate(metrics, evaluations, progress)
-            while self.step < c.updates:
+            while not self.finished:
                 self.step += 1
                 started = time.perf_counter()
                 values = self.iterate()
@@ -192,7 +199,7 @@ class LanguageRun(Trainer):
                 if stop:
                     break
         evaluations.close()
-        return self.step >= c.updates
+        return self.finished
 
     # ---- one iteration
 
@@ -200,6 +207,7 @@ class LanguageRun(Trainer):
         """Collect episodes with the present weights, and learn from them."""
         begun = time.perf_counter()
         phase = self.collect()
+        self.tokens += int(play.read(phase.record).sum())
         collected = time.perf_counter()
         values = self.learn(phase.record)
         return values | {"collect_s": collected - begun, "learn_s": time.perf_counter() - collected,
@@ -310,7 +318,7 @@ class LanguageRun(Trainer):
     # ---- the rest
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.updates
+        return self.step % every == 0 or self.finished
 
     def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
         c = self.config
@@ -319,6 +327,7 @@ class LanguageRun(Trainer):
             self.agent, self.engine, self.language.context, c, self.step, c.eval_episodes, c.seed
         )
         progress.note("")
+        row["trained_tokens"] = self.tokens
         self.engine.forget()  # a run that goes on from here has not read what was read now
         evaluations.append(row)
         self.evaluations.append(row)

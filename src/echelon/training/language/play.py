@@ -7,12 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from echelon.language._layout import common_prefix
 from echelon.language.driver import Driver, Phase, Settings, Start
 from echelon.language.engine import Engine
-from echelon.language.record import Record
+from echelon.language.record import Record, Use
 from echelon.language.words import Tokenizer
 from echelon.language.worlds.world import Task, make, tasks
 from echelon.training.language.agent import LanguageAgent
@@ -29,7 +31,7 @@ def driver(
     settings = Settings(
         run=run, batch=config.batch, max_tokens=config.max_tokens, temperature=temperature, context=context
     )
-    return Driver(engine, tokenizer, settings, options={config.env: config.world})
+    return Driver(engine, tokenizer, settings, options={config.env: config.world}, workers=config.workers)
 
 
 def kinds(config: LanguageConfig) -> Sequence[str] | None:
@@ -49,8 +51,8 @@ def training_starts(config: LanguageConfig, step: int) -> list[Start]:
 
 
 def test_tasks(config: LanguageConfig, episodes: int) -> list[Task]:
-    """`episodes` tasks of each kind that no training meets; the same for all seeds."""
-    chosen = tuple(kinds(config) or make(config.env).kinds)
+    """`episodes` tasks of each kind of the evaluation, that no training meets; the same for all seeds."""
+    chosen = config.eval_kinds or tuple(kinds(config) or make(config.env).kinds)
     return tasks(config.env, "test", episodes * len(chosen), 0, chosen)
 
 
@@ -63,14 +65,18 @@ def evaluate(
     starts = [Start(uid=step * len(games) + i, group=i, task=task) for i, task in enumerate(games)]
     with driver(engine, agent.tokenizer, config, context, seed + EVALUATION, config.eval_temperature) as driven:
         phase = driven.rollout(agent.episode, starts, levels=agent.levels)
-    won, record = success(phase.record), phase.record
+    won, spent, record = success(phase.record), tokens(phase.record), phase.record
     outcomes: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = {}
     for episode in record.episodes.uid.argsort().tolist():
-        outcomes.setdefault(record.kinds[int(record.episodes.kind[episode])], []).append(int(won[episode]))
+        kind = record.kinds[int(record.episodes.kind[episode])]
+        outcomes.setdefault(kind, []).append(int(won[episode]))
+        lengths.setdefault(kind, []).append(int(spent[episode]))
     row = {
         "step": step,
         "success": round(float(won.double().mean()), 6),
         "tasks": outcomes,
+        "lengths": {kind: round(sum(n) / len(n), 4) for kind, n in lengths.items()},
         **{name: round(float(value), 4) for name, value in facts(record).items()},
         "faults": len(phase.faults),
         "seconds": round(time.monotonic() - started, 2),
@@ -90,12 +96,32 @@ def success(record: Record) -> Tensor:
     return record.episodes.terminated & (returns(record) > 0)
 
 
+def tokens(record: Record) -> Tensor:
+    """int64 [E]: what the agents emitted in each episode."""
+    return torch.zeros(len(record.episodes.uid), dtype=torch.int64).index_add(0, record.episode, record.length)
+
+
+def read(record: Record) -> Tensor:
+    """int64 [E]: what the agents read and emitted in each episode; of a context that goes on, only what is new."""
+    acted = record.choose(record.calls.use == Use.ACTED)
+    new, before = [], (-1, np.empty(0, dtype=np.int32))
+    for stream, *parts in zip(
+        record.calls.stream[acted].tolist(), record.contexts(acted), record.outputs(acted), strict=True
+    ):
+        text = np.concatenate(parts)
+        new.append(len(text) - (common_prefix(before[1], text) if stream == before[0] else 0))
+        before = stream, text
+    total = torch.zeros(len(record.episodes.uid), dtype=torch.int64)
+    return total.index_add(0, record.episode[acted], torch.tensor(new, dtype=torch.int64))
+
+
 def facts(record: Record) -> Mapping[str, Tensor]:
-    """What the episodes were like: turns and tokens of an episode, share of turns that the world did not understand."""
+    """Turns of an episode, tokens emitted, tokens read or emitted; share of turns that no world understood."""
     episodes, calls = len(record.episodes.uid), len(record.calls.out)
     return {
         "turns": torch.tensor(calls / max(episodes, 1)),
         "tokens": torch.tensor(record.size / max(episodes, 1)),
+        "read": read(record).sum() / max(episodes, 1),
         "invalid": (~record.calls.valid).float().mean() if calls else torch.tensor(0.0),
         "truncated": record.episodes.truncated.float().mean(),
     }

@@ -27,8 +27,6 @@ from echelon.language.update import Term, policy_step
 from echelon.language.views import paths
 from echelon.language.words import Tokenizer, WordTokenizer
 from echelon.language.worlds.world import expert_episode, make, tasks
-from echelon.losses.aggregate import loss_weights
-from echelon.spans import Spans
 from echelon.training.checkpoint import write_json
 from echelon.training.language.agent import Expert, LanguageAgent
 from echelon.training.language.config import LanguageConfig
@@ -42,7 +40,7 @@ HEAD = 32
 WORD_EPISODES = 500
 """Episodes from which the vocabulary of a tiny model is taken, at most."""
 FIELDS = ("env", "kinds", "limit", "options", "model", "layers", "width", "context", "warm_episodes", "warm_slips",
-          "warm_epochs", "warm_lr", "warm_batch", "warm_seed")  # fmt: skip
+          "warm_epochs", "warm_lr", "warm_batch", "warm_reading", "warm_seed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,7 @@ def imitate(language: LanguageModel, record: Record, config: LanguageConfig) -> 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: min(1.0, 20 * (k + 1) / steps) * (1 - k / steps))
     own = record.streams.agent[record.calls.stream] == record.agents.index("policy")
     spoken = own[record.call]  # items of the agent itself, not of the world that it reads
+    shares = torch.where(spoken, 1.0, config.warm_reading)
     losses: list[float] = []
     language.model.train()
     with Progress(steps, "imitation") as progress:
@@ -152,7 +151,7 @@ def imitate(language: LanguageModel, record: Record, config: LanguageConfig) -> 
                 calls = record.choose(target & torch.isin(episodes, chosen))
                 items = record.items_of(calls)
                 weight = torch.zeros(record.size)
-                weight[items] = loss_weights(Spans.from_lengths(record.length[calls]), "token-mean")
+                weight[items] = shares[items] / shares[items].sum()
                 terms = {"imitation": Term(lambda c: -c["logp"], weight)}
                 step = policy_step(scorer, paths(record, calls), terms, optimiser, budget=config.token_budget)
                 schedule.step()
