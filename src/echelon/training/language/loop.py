@@ -6,6 +6,7 @@ run's seed and the iteration. A run that was stopped goes on from its last check
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echelon.credit.credit import Credit
 from echelon.errors import CheckpointError, DataError, UsageError
 from echelon.language.driver import Phase
-from echelon.language.models import Critic, LanguageModel
+from echelon.language.models import Critic, LanguageModel, adapters_off, add_lora
 from echelon.language.record import Record
 from echelon.language.sampling import TransformersEngine
 from echelon.language.scorer import Scorer
@@ -26,22 +26,20 @@ from echelon.language.update import Step, Term, policy_step
 from echelon.language.views import View, cheapest
 from echelon.losses.aggregate import loss_weights
 from echelon.losses.kl import kl_estimate
-from echelon.losses.surrogate import clip_fractions, ppo_clip
-from echelon.spans import Spans
+from echelon.losses.surrogate import ppo_clip
 from echelon.training import checkpoint
 from echelon.training.evaluation import score
 from echelon.training.interrupt import Interrupt
-from echelon.training.language import play
+from echelon.training.language import measures, play
 from echelon.training.language.agent import LanguageAgent, Model, Turns, over_items
 from echelon.training.language.config import LanguageConfig
-from echelon.training.language.critic import CriticConfig, ValueLearner, explained_variance
+from echelon.training.language.critic import CriticConfig, ValueLearner
+from echelon.training.language.measures import Metrics
 from echelon.training.language.warm import WarmStart, warm_start
 from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
 from echelon.training.progress import Progress
 from echelon.training.runtime import Runtime
 from echelon.training.trainer import Say, Trainer
-
-Metrics = dict[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class LanguageRun(Trainer):
 
     @classmethod
     def facts(cls, inputs: WarmStart) -> dict[str, dict[str, Any]]:
-        """Where the warm start is, and what it is."""
-        return {"spec": {"warm_start": str(inputs.path), "hash": inputs.facts["hash"]}, "data": inputs.facts}
+        """What the warm start is; its place is a matter of the machine."""
+        return {"spec": {"hash": inputs.facts["hash"]}, "data": inputs.facts}
 
     @classmethod
     def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: WarmStart) -> None:
@@ -114,9 +112,11 @@ class LanguageRun(Trainer):
         cls, system: type[LanguageAgent], config: LanguageConfig, directory: Path, runtime: Runtime, inputs: WarmStart
     ) -> LanguageRun:
         """A run at step 0."""
-        language = inputs.load()
+        language = _begun(inputs, config)
         agent = system(config, language.tokenizer, Model(config.turn_tokens))
-        reference = Scorer(inputs.load().model.requires_grad_(False)) if config.kl else None
+        reference = None
+        if config.kl:
+            reference = Scorer(language.model if config.lora else inputs.load().model.requires_grad_(False))
         critic = Critic(inputs.load().model, agent.heads).eval() if agent.heads else None
         return cls(directory, config, runtime, agent, language, reference, critic)
 
@@ -124,10 +124,14 @@ class LanguageRun(Trainer):
     def load(
         cls, system: type[LanguageAgent], config: LanguageConfig, spec: Mapping[str, Any], found: checkpoint.Checkpoint
     ) -> Actor:
-        """The agent with a checkpoint's weights."""
-        from echelon.language.models import load_model
-
-        language = load_model(spec["warm_start"])
+        """The agent with a checkpoint's weights, in the model of its warm start, which is made again if need be."""
+        inputs = warm_start(system, config, lambda line: None)
+        if inputs.facts["hash"] != spec["hash"]:
+            raise DataError(
+                f"{found.path.parent}: the run began from the warm start {spec['hash'][:12]}, and here its recipe "
+                f"gives {inputs.facts['hash'][:12]}: other versions or another machine; copy that one's models folder"
+            )
+        language = _begun(inputs, config)
         load_weights(language.model, found)
         return Actor(system(config, language.tokenizer, Model(config.turn_tokens)), language)
 
@@ -230,14 +234,16 @@ class LanguageRun(Trainer):
         if self.learner is not None:
             values = {head: v[turns.items] for head, v in self.learner.values(view, record.size).items()}
         credit = self.agent.credit(turns, values)
+        chosen = self.agent.trained(turns, credit)
+        trained = chosen & (credit.weight > 0)
         given = {
             "advantage": over_items(turns, credit.advantage, record.size),
-            "old_logp": self._old(record, view),
+            "old_logp": self._old(record, view, turns.items[trained]),
         }
         if self.reference is not None:
-            given["ref_logp"] = self._score(self.reference, view, record.size)
+            with adapters_off(self.language) if c.lora else contextlib.nullcontext():
+                given["ref_logp"] = self._score(self.reference, view, record.size)
         group = turns.tokens.expand(turns.tree["group"].ids)  # [M]
-        chosen = self.agent.trained(turns, credit)
         steps, value_steps = [], []
         for part in torch.arange(turns.tree["group"].n).tensor_split(c.minibatches):
             if not len(part):
@@ -245,12 +251,12 @@ class LanguageRun(Trainer):
             here = (group >= part[0]) & (group <= part[-1])
             if self.learner is not None and (step := self.learner.optimise(view, turns, here, values, credit.target)):
                 value_steps.append(step)
-            if bool((here & chosen & (credit.weight > 0)).any()):
+            if bool((here & trained).any()):
                 weight = loss_weights(turns.tokens, c.aggregation, where=here & chosen, weight=credit.weight)
                 steps.append(self._optimise(view, over_items(turns, weight, record.size), given))
         self.engine.load("policy", {})
-        metrics = self._metrics(record, turns, credit, given, steps)
-        return metrics | _value_metrics(values, credit, value_steps) | dict(self.agent.facts(turns))
+        found = measures.measure(self.agent.levels, turns, credit, trained, given, steps)
+        return found | measures.values(values, credit, value_steps) | dict(self.agent.facts(turns))
 
     def _optimise(self, view: View, weight: Tensor, given: Mapping[str, Tensor]) -> Step:
         c = self.config
@@ -274,46 +280,18 @@ class LanguageRun(Trainer):
         self.language.model.eval()
         return step
 
-    def _old(self, record: Record, view: View) -> Tensor:
-        """The log-probabilities of the policy that sampled: its own record of them, unless precision parts the two."""
-        if self.runtime.precision == "float32" and bool(record.behaviour[view.item].all()):
+    def _old(self, record: Record, view: View, trained: Tensor) -> Tensor:
+        """The log-probabilities of the policy that sampled: its own record of them, unless precision parts the two.
+
+        Only those of the items in `trained`, int64, are needed; the record has none of forced ones.
+        """
+        if self.runtime.precision == "float32" and bool(record.behaviour[trained].all()):
             return record.items.logp.clone()
         return self._score(self.scorer, view, record.size)
 
     def _score(self, scorer: Scorer, view: View, size: int) -> Tensor:
         column = scorer.score(view, ("logp",), temperature=self.config.temperature, budget=self.config.token_budget)
         return torch.full((size,), torch.nan).index_copy_(0, view.item.sort().values, column["logp"])
-
-    def _metrics(
-        self, record: Record, turns: Turns, credit: Credit, given: Mapping[str, Tensor], steps: list[Step]
-    ) -> Metrics:
-        """What an iteration was like: success, turns, the spread of advantages, how far the policy moved."""
-        tree = turns.tree
-        outcome = tree["episode"].reduce(turns.reward)
-        groups = tree.within("episode", "group")
-        silent = groups.reduce(outcome, "max") == groups.reduce(outcome, "min")
-        states = Spans.by_key(tree["group"].ids, turns.state)
-        values: Metrics = {
-            "success": play.success(record).float().mean(),
-            "return": play.returns(record).mean(),
-            **play.facts(record),
-            "advantage/std": credit.advantage.std(),
-            **{f"advantage/{name.replace('.', '/')}": term.abs().mean() for name, term in credit.terms.items()},
-            "groups/silent": silent.float().mean(),
-            "states/alone": (states.lengths == 1).sum() / max(states.size, 1),
-        }
-        values |= _losses(steps)
-        if steps:
-            last = steps[-1].columns
-            known = last["logp"].isfinite()
-            ratio = last["logp"][known] - given["old_logp"][known]
-            values |= {f"ratio/{k}": v for k, v in clip_fractions(ratio, given["advantage"][known]).items()}
-            values["gradient_norm"] = max(step.grad_norm for step in steps)
-            if "ref_logp" in given:
-                values["kl"] = (last["logp"][known] - given["ref_logp"][known]).mean()
-            if "entropy" in last:
-                values["entropy"] = last["entropy"][known].mean()
-        return values
 
     # ---- the rest
 
@@ -341,22 +319,12 @@ class LanguageRun(Trainer):
                        + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
 
 
-def _losses(steps: list[Step]) -> Metrics:
-    """The mean over the steps of each term."""
-    names = dict.fromkeys(name for step in steps for name in step.terms)
-    return {f"loss/{name}": sum(step.terms.get(name, 0.0) for step in steps) / len(steps) for name in names}
-
-
-def _value_metrics(values: Mapping[str, Tensor], credit: Credit, steps: list[Step]) -> Metrics:
-    """What each head said and was to say, at its own items, before the critic's steps; and their losses."""
-    found: Metrics = {}
-    for head, value in values.items():
-        known = credit.target[head].isfinite()
-        found[f"value/{head}"] = value[known].mean() if bool(known.any()) else torch.tensor(0.0)
-        found[f"value/{head}/explained"] = explained_variance(value, credit.target[head])
-    if steps:
-        found["critic_gradient_norm"] = max(step.grad_norm for step in steps)
-    return found | _losses(steps)
+def _begun(inputs: WarmStart, config: LanguageConfig) -> LanguageModel:
+    """The warm start, with adapters that change nothing yet if those are what is trained."""
+    language = inputs.load()
+    if not config.lora:
+        return language
+    return add_lora(language, config.lora, 2 * config.lora, seed=config.seed)
 
 
 def load_weights(model: Any, found: checkpoint.Checkpoint) -> None:
