@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from echelon.errors import UsageError
+from echelon.errors import DataError, UsageError
 from echelon.language.driver import Driver, Phase, Settings, Start
 from echelon.language.engine import End, Request, ScriptedEngine, Source
 from echelon.language.program import LevelSpec
@@ -18,14 +19,17 @@ from echelon.language.record import EpisodeBuilder, Record, RecordBuilder, Use
 from echelon.language.words import WordTokenizer
 from echelon.language.worlds.world import Observation, make, tasks
 from echelon.systems.agents.coda import (
-    ARMS,
+    COUNTS,
     EXECUTOR,
     PLANNER,
-    TEXTCRAFT,
     CoDA,
+    claims,
     part,
     roles,
     situation,
+    slope,
+    success_at,
+    tokens_read,
 )
 from echelon.systems.agents.coda_script import amount_of, assign, carry_out
 from echelon.training.language import play, warm
@@ -33,7 +37,14 @@ from echelon.training.language.agent import Expert, Model, Turns
 from echelon.training.language.loop import LanguageRun
 from echelon.training.runtime import choose
 
-SMALL: dict[str, Any] = {**TEXTCRAFT, "options": ("distractors=3",), "layers": 1, "width": 32, "context": 512}
+SMALL: dict[str, Any] = {
+    "kinds": ("depth1", "depth2"),
+    "limit": 12,
+    "options": ("distractors=3",),
+    "layers": 1,
+    "width": 32,
+    "context": 512,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +224,10 @@ def test_a_game_is_won_by_two_tasks() -> None:
     tasks_done = part(Turns.of(record), "task")
     assert tasks_done.isfinite().tolist() == [False, False, False, False, True] and tasks_done[4] == 1
     assert CoDA(config(), tokenizer, Model(9)).rewards(Turns.of(record)).tolist() == [5.0]
+    longest = {0: 0, 1: 0, 2: 0}  # of the planner and two executors, whose contexts only grow
+    for call, stream in enumerate(record.calls.stream.tolist()):
+        longest[stream] = max(longest[stream], len(record.context_ids(call)) + len(record.output_ids(call)))
+    assert play.read(record).tolist() == [sum(longest.values())]
 
 
 def test_a_planner_may_give_up_and_a_bad_turn_spoils_its_format() -> None:
@@ -293,9 +308,9 @@ def test_weights_of_the_roles() -> None:
     role = turns.tokens.expand(roles(turns))
     planner, executor = int((role == PLANNER).sum()), int((role == EXECUTOR).sum())
     assert (planner, executor) == (12, 28)
-    alone = CoDA(config(**ARMS["planner"]), WordTokenizer(["a"]), Model(9)).credit(turns, {})
+    alone = CoDA(config(executor_weight=0.0), WordTokenizer(["a"]), Model(9)).credit(turns, {})
     assert torch.equal(alone.weight, (role == PLANNER).float())
-    balanced = CoDA(config(**ARMS["balanced"]), WordTokenizer(["a"]), Model(9)).credit(turns, {}).weight
+    balanced = CoDA(config(balanced=True), WordTokenizer(["a"]), Model(9)).credit(turns, {}).weight
     assert float(balanced[role == PLANNER].sum()) == pytest.approx(20) == float(balanced[role == EXECUTOR].sum())
     halved = CoDA(config(planner_weight=0.5), WordTokenizer(["a"]), Model(9)).credit(turns, {}).weight
     assert halved[role == PLANNER].unique().tolist() == [0.5] and halved[role == EXECUTOR].unique().tolist() == [1.0]
@@ -304,7 +319,7 @@ def test_weights_of_the_roles() -> None:
 def test_executors_with_a_task_that_can_be_checked_may_have_their_own_credit() -> None:
     group = [dict(GROUP[0], done=(1.0, 0.0)), dict(GROUP[1], done=(1.0,)), *GROUP[2:]]
     turns = Turns.of(built(group))
-    agent = CoDA(config(**ARMS["own"]), WordTokenizer(["a"]), Model(9))
+    agent = CoDA(config(verify=True), WordTokenizer(["a"]), Model(9))
     credit, shared = agent.credit(turns, {}), CoDA(config(), WordTokenizer(["a"]), Model(9)).credit(turns, {})
     streams = turns.tokens.expand(turns.record.calls.stream[turns.calls])
     own = {s: float(credit.advantage[streams == s].unique()) for s in streams.unique().tolist()}
@@ -318,17 +333,19 @@ def test_executors_with_a_task_that_can_be_checked_may_have_their_own_credit() -
 # --- runs
 
 
-@pytest.mark.parametrize("arm", ["coda", "own"])
-def test_two_iterations(arm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", [False, True])
+def test_two_iterations(verify: bool, tmp_path: Path) -> None:
     given = config(kinds=("depth1",), warm_episodes=24, warm_epochs=2, warm_lr=1e-2, tasks=2, group=4, limit=4,
-                   planner_turns=2, executor_turns=2, lr=1e-2, **ARMS[arm])  # fmt: skip
+                   planner_turns=2, executor_turns=2, lr=1e-2, tokens=1, verify=verify)  # fmt: skip
     inputs = LanguageRun.inputs(CoDA, given, lambda line: None)
     found = LanguageRun.build(CoDA, given, tmp_path, choose("cpu", "float32", 1), inputs)
     before = [p.clone() for p in found.parameters]
+    assert not found.finished, "nothing was read yet"
     for found.step in (1, 2):
         values = found.iterate()
         assert all(math.isfinite(float(value)) for value in values.values()), values
-        assert values["faults"] == 0
+        assert values["faults"] == 0 and values["read"] > values["tokens"]
+        assert found.finished and found.step < given.updates, "one token is all that may be read"
     assert any(not torch.equal(a, b) for a, b in zip(before, found.parameters, strict=True))
 
 
@@ -339,3 +356,46 @@ def test_texts_and_senseless_values() -> None:
     for change in ({"planner_turns": 0}, {"executor_turns": 0}, {"tag_tokens": -1}, {"executor_weight": -1.0}):
         with pytest.raises(UsageError, match=next(iter(change))):
             config(**change)
+
+
+# --- claims
+
+
+class Evaluated:
+    """A run with evaluations alone."""
+
+    def __init__(self, *tasks: dict[str, list[int]], tokens: int = 0):
+        self.evaluations = [{"step": k, "tasks": row, "trained_tokens": tokens} for k, row in enumerate(tasks)]
+
+
+def test_a_slope_is_the_mean_of_weighted_successes() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {f"depth{d}-{n}": rng.integers(0, 2, 8).tolist() for n in (30, 100, 0, 10) for d in (1, 2)} for _ in range(3)
+    ]
+    run = Evaluated(*rows)
+    mean = {n: np.mean([100 * np.mean(row[f"depth{d}-{n}"]) for row in rows for d in (1, 2)]) for n in (*COUNTS, 100)}
+    line = np.polyfit(np.log1p(COUNTS), [mean[n] for n in COUNTS], 1)
+    assert slope(run).shape == (6, 8) and slope(run).mean() == pytest.approx(line[0])
+    assert slope(run, (0, 100)).mean() == pytest.approx((mean[100] - mean[0]) / math.log(101))
+    for count in (*COUNTS, 100):
+        assert success_at(run, count).shape == (2, 8) and success_at(run, count).mean() == pytest.approx(mean[count])
+    falling = Evaluated(
+        {"depth1-0": [1, 1], "depth1": [0, 0], "depth1-10": [1, 0], "depth1-30": [0, 0]}, tokens=5 * 10**5
+    )
+    assert slope(falling).mean() < 0 and slope(falling).shape == (3, 2)
+    assert tokens_read(falling) == 0.5
+    with pytest.raises(DataError, match="no evaluation with each of"):
+        slope(Evaluated({"depth1-0": [1], "depth1-10": [1]}))
+
+
+def test_both_arms_of_the_claims_get_the_same() -> None:
+    for full in (False, True):
+        for claim in claims(full):
+            assert claim.baseline is not None
+            mine, flat = (score.arm.config(5) for score in (claim.method, claim.baseline))
+            assert (mine.system, flat.system, mine.seed, flat.seed) == ("coda", "grpo", 5, 5)
+            for name in ("kinds", "eval_kinds", "limit", "context", "layers", "width", "tokens", *warm.FIELDS):
+                assert getattr(mine, name) == getattr(flat, name), name
+            counts = {kind.partition("-")[2] for kind in mine.kinds}
+            assert counts == {str(n) for n in COUNTS} and {*mine.eval_kinds} > {*mine.kinds}

@@ -23,6 +23,7 @@ CLASSES = {
     "gciql": "echelon.systems.offline.gciql:GCIQL",
     "hiql": "echelon.systems.offline.hiql:HIQL",
     "ota": "echelon.systems.offline.ota:OTA",
+    "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",
     "ppo": "echelon.systems.agents.ppo:PPO",

@@ -16,16 +16,20 @@ for, since the scripted experts of the warm start have none.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, Arm, Claim, Evaluated, Score, Statistic, success
 from echelon.credit.credit import Credit
 from echelon.credit.roles import peco
+from echelon.errors import DataError
 from echelon.language.labels import Format, Slot
 from echelon.language.program import LevelSpec, Lm, Log, WorldHandle
 from echelon.language.worlds.world import Observation, Turn
@@ -36,24 +40,11 @@ from echelon.training.language.config import LanguageConfig
 
 PLANNER, EXECUTOR = range(2)
 """Labels of the channel `role`."""
+COUNTS, PROBE = (0, 10, 30), 100
+"""Numbers of distractors that are trained and compared, and one that is looked at only."""
 THOUGHT = Slot(("think",), least=0, empty=True)
 PLANNED = Format((THOUGHT, Slot(("task", "answer"))))
 EXECUTED = Format((THOUGHT, Slot(("action", "answer"))))
-TEXTCRAFT: dict[str, Any] = {
-    "env": "textcraft",
-    "kinds": ("depth1", "depth2"),
-    "limit": 12,
-    "options": ("distractors=10",),
-}
-"""The task of the comparison; the number of distractors is what makes the flat agent's context grow."""
-ARMS: dict[str, dict[str, Any]] = {
-    "coda": {},
-    "planner": {"executor_weight": 0.0},
-    "own": {"verify": True},
-    "balanced": {"balanced": True},
-}
-"""What the sides of the comparison change: PECO, the planner alone trained, executors with credit of their own, and
-roles of equal weight."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +264,78 @@ def part(turns: Turns, name: str) -> Tensor:
     """[C]: a part of the reward, NaN where it was not evaluated."""
     column = turns.record.calls.part.get(name)
     return torch.full_like(turns.reward, torch.nan) if column is None else column[turns.calls]
+
+
+def slope(run: Evaluated, counts: Sequence[int] = COUNTS) -> np.ndarray:
+    """Points of success for each unit of ln(1 + distractors), over kinds with these numbers of them, [kind, episode].
+
+    It is the slope of the least-squares line. This is linear in the successes: each is weighted so that the mean of all
+    is the slope.
+    """
+    scores, found = _scores(run, counts)
+    x = np.log1p(found)
+    x = x - x.mean()
+    return scores * (len(x) * x / (x @ x))[:, None]
+
+
+def success_at(run: Evaluated, count: int) -> np.ndarray:
+    """Success in points with this number of distractors, [kind, episode]."""
+    return _scores(run, (count,))[0]
+
+
+def tokens_read(run: Evaluated) -> np.ndarray:
+    """Millions of tokens that the episodes of the training read and emitted, []."""
+    return np.array(run.evaluations[-1]["trained_tokens"] / 1e6)
+
+
+def _scores(run: Evaluated, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(success in points [k, episode], number of distractors [k]) of the kinds with one of these numbers."""
+    kinds = [kind.partition("-")[2] for kind in run.evaluations[-1]["tasks"]]
+    chosen = [place for place, count in enumerate(kinds) if count and int(count) in counts]
+    if {int(kinds[place]) for place in chosen} != {*counts}:
+        raise DataError(f"{getattr(run, 'path', 'run')}: no evaluation with each of {tuple(counts)} distractors")
+    return success(run)[chosen], np.array([int(kinds[place]) for place in chosen])
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.agents.recipes import recipe
+
+    config = recipe(CoDA.Config, "textcraft", "published" if full else "cpu")
+    coda, flat = (Arm(one.system, partial(_seeded, one)) for one in (config, flat_of(config)))
+    at: dict[int, Statistic] = {count: partial(success_at, count=count) for count in (*COUNTS, PROBE)}
+    source = "arXiv 2512.12716, growth of the context; on recipes in the place of passages, with a small model"
+    return (
+        Claim(
+            id="slope-above-flat",
+            text="Trained on the same mixture of 0, 10 and 30 distractor recipes and on as many tokens, CoDA loses "
+            "fewer points of success than the flat agent for each unit of ln(1 + distractors), by 1 or more.",
+            method=Score(coda, slope),
+            baseline=Score(flat, slope),
+            test=Above(1),
+            source=source,
+            also=tuple(Score(arm, each) for arm in (coda, flat) for each in (*at.values(), tokens_read)),
+        ),
+        Claim(
+            id="above-flat-at-30",
+            text="Among 30 distractor recipes CoDA succeeds more often than the flat agent, by 10 points or more.",
+            method=Score(coda, at[30]),
+            baseline=Score(flat, at[30]),
+            test=Above(10),
+            source=source,
+        ),
+    )
+
+
+def flat_of(config: CoDA.Config) -> LanguageConfig:
+    """The flat agent, GRPO, in the same world, with the same model and as many demonstrations and tokens."""
+    from echelon.systems.agents.grpo import GRPO
+
+    return GRPO.Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LanguageConfig)})
+
+
+def _seeded(config: LanguageConfig, seed: int) -> LanguageConfig:
+    return dataclasses.replace(config, seed=seed)
 
 
 def _mean(column: Tensor) -> Tensor:

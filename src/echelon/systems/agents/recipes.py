@@ -51,6 +51,32 @@ WORLDS: dict[str, dict[str, Any]] = {
     "reasoning": {"limit": 1, "max_tokens": 24},
 }
 """What a small model gets in a world at the other sizes: steps, tokens of a turn, kinds of tasks."""
+_CRAFTS: dict[str, Any] = {
+    "kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30)),
+    "eval_kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30, 100)),
+    "context": 2048,
+    "token_budget": 2048,
+}
+SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("coda", "textcraft"): {
+        "published": {"kinds": _CRAFTS["kinds"], "eval_kinds": _CRAFTS["eval_kinds"], "context": 2048},
+        "cpu": {
+            **_CRAFTS,
+            "layers": 3,
+            "width": 96,
+            "warm_episodes": 2_400,
+            "warm_lr": 3e-3,
+            "warm_reading": 0.1,
+            "tasks": 12,
+            "tokens": 1_500_000,
+            "updates": 200,
+            "eval_every": 5,
+            "eval_episodes": 24,
+        },
+        "demo": {**_CRAFTS, "tasks": 6, "eval_episodes": 2},
+    },
+}
+"""(system, world) -> size -> what this system gets there instead."""
 
 
 def recipe(cls: type[C], env: str, size: str = "published") -> C:
@@ -60,7 +86,8 @@ def recipe(cls: type[C], env: str, size: str = "published") -> C:
     world = WORLDS.get(env, {})
     if size == "published":
         world = {"limit": LIMITS[env]} if env in LIMITS else {}
-    return cls(env=env, **SIZES[size], **world)
+    own = SYSTEMS.get((cls.system, env), {}).get(size, {})
+    return cls(env=env, **{**SIZES[size], **world, **own})
 
 
 def arm(cls: type[LanguageConfig], env: str, size: str) -> Arm:
@@ -73,3 +100,4 @@ def check(config: LanguageConfig) -> None:
     """Refuse a world or kinds of tasks that do not exist, and a world whose package is not installed."""
     world = make(config.env, limit=config.limit)
     check_kinds(config.env, config.kinds or world.kinds, world.kinds + world.variants)
+    check_kinds(config.env, config.eval_kinds or world.kinds, world.kinds + world.variants)
