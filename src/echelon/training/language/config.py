@@ -98,7 +98,7 @@ class LanguageConfig(RunConfig):
     """How token losses are weighed into one."""
     clip_norm: float = 1.0
     """Bound of the gradient's norm."""
-    token_budget: int = 8_192
+    token_budget: int = 2_048
     """Tokens of a micro-batch; changes memory and speed, no number but by rounding."""
     batch: int = 64
     """Calls that are sampled together; changes speed alone."""
