@@ -62,6 +62,22 @@ def test_checks_say_something_true_and_cost_words() -> None:
     assert lengths[0] < lengths[1] < lengths[2]
 
 
+def test_the_hurried_expert_stops_writing_early_and_is_right() -> None:
+    games = tasks("reasoning", "train", 200, 0, ("chain_sum-4",))
+    whole, hurried = Reasoning(redundancy=1), Reasoning(redundancy=1, hurry=0.5)
+    steps = []
+    for task in games:
+        whole.reset(task)
+        hurried.reset(task)
+        full, short = str(whole.expert()), str(hurried.expert())
+        assert hurried.step(short).reward == 1
+        pad, cut = (text.partition(" </think>")[0] for text in (full, short))
+        assert pad.startswith(cut) and full.endswith(short.partition(" </think>")[2])
+        steps.append(sum(" = " in line and "check" not in line for line in cut.split(" ; ")))
+    assert 70 <= sum(n < 3 for n in steps) <= 130
+    assert min(steps.count(n) for n in (0, 1, 2)) >= 20, "any number of steps, none among them"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("digits", [1, 2])
 def test_the_expert_is_right_and_its_slips_are_wrong(family: str, digits: int) -> None:
@@ -136,3 +152,5 @@ def test_wrong_options_are_refused() -> None:
         Reasoning(digits=0)
     with pytest.raises(UsageError, match="redundancy is -1; it is at least 0"):
         Reasoning(redundancy=-1)
+    with pytest.raises(UsageError, match="hurry is 2; it is a share, from 0 to 1"):
+        Reasoning(hurry=2)

@@ -3,7 +3,7 @@
 A kind is a family and its difficulty: `chain_sum-4` has four terms. The action is the whole response; what is judged is
 the text between the last `<answer>` and `</answer>`. The scripted expert writes one line of arithmetic a step,
 `<think> 4 - 1 = 3 ; 3 - 7 = -4 </think> <answer> -4 </answer>`, and can be made to check its steps more often than is
-of use, so that there is length to save (HBPO, arXiv 2507.15844).
+of use, so that there is length to save (HBPO, arXiv 2507.15844), or to stop writing early, so that it costs accuracy.
 """
 
 from __future__ import annotations
@@ -50,18 +50,22 @@ class Reasoning(BaseWorld):
         f"{f}-{n}" for f, (low, high) in FAMILIES.items() for n in range(low, high + 1)
     )
 
-    def __init__(self, digits: int = 1, limit: int = 1, redundancy: int = 0):
+    def __init__(self, digits: int = 1, limit: int = 1, redundancy: int = 0, hurry: float = 0.0):
         """Options of the questions and of the expert.
 
         `digits`: of every number in the sums and products; gcd and lcm are of numbers up to 10^(digits + 1), and there
         are up to 15 of an animal whatever it is. `limit`: answers allowed; above 1, a wrong one may be revised.
         `redundancy`: the expert checks each of its steps up to so many times, a number drawn for each step.
+        `hurry`: share of questions of which the expert writes the first steps only, any number of them, perhaps none,
+        and works out the rest in its head; its answer is right all the same.
         """
         super().__init__(limit=limit)
         for option, value, least in (("digits", digits, 1), ("redundancy", redundancy, 0)):
             if value < least:
                 raise UsageError(f"{option} is {value}; it is at least {least}")
-        self.digits, self.redundancy = digits, redundancy
+        if not 0 <= hurry <= 1:
+            raise UsageError(f"hurry is {hurry}; it is a share, from 0 to 1")
+        self.digits, self.redundancy, self.hurry = digits, redundancy, hurry
         self._package = _package()
         self._item: dict[str, Any] = {}
         self._verifier: Any = None
@@ -125,7 +129,10 @@ class Reasoning(BaseWorld):
             where = int(slip[0] * pad.steps)
             pad = _Pad(self.redundancy, np.random.default_rng(self._task.seed), (where, slip[1]))
             answer = self._work(pad)
-        return f"<think> {' ; '.join(pad.lines)} </think> <answer> {answer} </answer>"
+        lines = pad.lines
+        if self.hurry and rng.random() < self.hurry:
+            lines = lines[: pad.starts[int(rng.integers(pad.steps))]] if pad.steps else []
+        return " ".join(["<think>", *" ; ".join(lines).split(), f"</think> <answer> {answer} </answer>"])
 
     def _work(self, pad: _Pad) -> int:
         about = self._item["metadata"]
@@ -160,7 +167,13 @@ class _Pad:
     slip: tuple[int, int] | None = None
     """(step, error of its result)."""
     lines: list[str] = field(default_factory=list)
-    steps: int = 0
+    starts: list[int] = field(default_factory=list)
+    """Place of each step's first line."""
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return len(self.starts)
 
     def step(self, left: int, symbol: str, right: int) -> int:
         """Carry out and write one operation; `%` and `/` are of non-negative whole numbers."""
@@ -170,7 +183,7 @@ class _Pad:
             result += self.slip[1]
             if symbol in "%/":
                 result = abs(result) + (symbol == "/")
-        self.steps += 1
+        self.starts.append(len(self.lines))
         self.lines.append(f"{left} {symbol} {right} = {result}")
         check = f"{left} {symbol} {right} = {result}"
         if symbol in _INVERSE:
