@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echelon.claims import Above, Arm, Claim, Evaluated, Score, Statistic, success
+from echelon.claims import Above, Arm, Claim, Evaluated, Score, Statistic
 from echelon.credit.credit import Credit
 from echelon.credit.roles import peco
 from echelon.errors import DataError
@@ -289,12 +289,16 @@ def tokens_read(run: Evaluated) -> np.ndarray:
 
 
 def _scores(run: Evaluated, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(success in points [k, episode], number of distractors [k]) of the kinds with one of these numbers."""
-    kinds = [kind.partition("-")[2] for kind in run.evaluations[-1]["tasks"]]
-    chosen = [place for place, count in enumerate(kinds) if count and int(count) in counts]
-    if {int(kinds[place]) for place in chosen} != {*counts}:
+    """(success in points [k, episode], distractors [k]) of the kinds with one of these numbers, at the end of the run.
+
+    Of the last evaluation alone: an arm that reads more in an iteration has fewer of them, so that its last three would
+    reach further back.
+    """
+    tasks = run.evaluations[-1]["tasks"]
+    found = {kind: int(kind.partition("-")[2]) for kind in tasks if kind.partition("-")[2] in map(str, counts)}
+    if {*found.values()} != {*counts}:
         raise DataError(f"{getattr(run, 'path', 'run')}: no evaluation with each of {tuple(counts)} distractors")
-    return success(run)[chosen], np.array([int(kinds[place]) for place in chosen])
+    return 100.0 * np.array([tasks[kind] for kind in found], dtype=float), np.array(list(found.values()))
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

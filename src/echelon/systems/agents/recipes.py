@@ -55,7 +55,6 @@ _CRAFTS: dict[str, Any] = {
     "kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30)),
     "eval_kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30, 100)),
     "context": 2048,
-    "token_budget": 2048,
 }
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("coda", "textcraft"): {
@@ -70,8 +69,8 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "tasks": 12,
             "tokens": 1_500_000,
             "updates": 200,
-            "eval_every": 5,
-            "eval_episodes": 24,
+            "eval_every": 20,
+            "eval_episodes": 48,
         },
         "demo": {**_CRAFTS, "tasks": 6, "eval_episodes": 2},
     },
