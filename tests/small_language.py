@@ -9,20 +9,21 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from colours import Colours
 from small_runs import digest, untimed
 
 from echelon.language.record import Record
 from echelon.language.worlds import world
-from echelon.language.worlds.world import BaseWorld, Observation, Task
 from echelon.training import checkpoint
 from echelon.training.language.agent import LanguageAgent
 from echelon.training.language.config import LanguageConfig
 from echelon.training.metrics import read_jsonl
 
-COLOURS = ("red", "green", "blue")
+COLOURS = f"{Colours.__module__}:{Colours.__name__}"
+"""Where the world "colours" is found."""
 TIMES = {"collect_s", "learn_s"}
 CLOCKS = {"call/started", "call/finished"}
 SMALL: dict[str, Any] = {
@@ -45,45 +46,16 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Colours(BaseWorld):
-    """Name the colours that are asked for, one after another: one of them, or two."""
-
-    name: ClassVar[str] = "colours"
-    kinds: ClassVar[tuple[str, ...]] = ("one", "two")
-
-    def __init__(self, limit: int = 4):
-        super().__init__(limit)
-
-    def expert(self) -> str | None:
-        """The colour that is asked for."""
-        return None if self._seen.done else self._wanted[self._found]
-
-    def _start(self, task: Task) -> Observation:
-        self._wanted = [COLOURS[task.seed // 3 % 3], COLOURS[task.seed // 9 % 3]][: 1 + (task.kind == "two")]
-        self._found = 0
-        return self._shown(valid=True)
-
-    def _act(self, action: str) -> Observation:
-        self._found += action.strip() == self._wanted[self._found]
-        return self._shown(valid=action.strip() in COLOURS)
-
-    def _shown(self, valid: bool) -> Observation:
-        if self._found == len(self._wanted):
-            return Observation("done", COLOURS, "done", 1.0, terminated=True, valid=valid)
-        text = f"say {self._wanted[self._found]}"
-        return Observation(text, COLOURS, f"{text} {self._found}", valid=valid)
-
-
 def add_colours() -> None:
     """Let worlds be made by the name "colours"."""
-    world._WORLDS["colours"] = f"{__name__}:Colours"
+    world._WORLDS["colours"] = COLOURS
 
 
 @contextlib.contextmanager
 def tiny_language(models: Path) -> Iterator[None]:
     """Within it, "colours" is a world, warm starts lie in `models`, and no write waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(world._WORLDS, "colours", f"{__name__}:Colours")
+        patch.setitem(world._WORLDS, "colours", COLOURS)
         patch.setenv("ECHELON_MODELS", str(models))
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

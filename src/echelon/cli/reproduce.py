@@ -99,7 +99,7 @@ def replay_results(options: Reproduce) -> int:
 
 def sentence(outcome: Outcome) -> str:
     """One claim for a person: verdict, text, numbers and where they are kept."""
-    from echelon.evidence.reproduce import beyond, guarded
+    from echelon.evidence.reproduce import begun_from, beyond, guarded
 
     entry = outcome.entry
     arms = ", ".join(f"{arm['name']} {arm['mean']:.3g}" for arm in entry["arms"])
@@ -112,4 +112,6 @@ def sentence(outcome: Outcome) -> str:
     if "unless" in entry:
         lines.append(f"  {guarded(entry['unless'])}")
     lines += [f"  without verdict: {beyond(also)}" for also in entry.get("also", ())]
+    if start := begun_from(entry):
+        lines.append(f"  {start}")
     return "\n".join([*lines, f"  {outcome.file}"])

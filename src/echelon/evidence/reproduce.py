@@ -158,6 +158,13 @@ def guarded(unless: Mapping[str, Any]) -> str:
     return f"{found} is not above {unless['above']:g}, so the test decides"
 
 
+def begun_from(entry: Mapping[str, Any]) -> str:
+    """The warm starts that a result's runs began from, by their hashes, for a person; "" if they had none."""
+    runs = [run for arm in (*entry["arms"], *entry.get("also", ())) for run in arm["runs"]]
+    hashes = sorted({run["identity"].get("spec", {}).get("hash", "")[:12] for run in runs} - {""})
+    return f"warm start {', '.join(hashes)}" if hashes else ""
+
+
 def beyond(also: Mapping[str, Any]) -> str:
     """A result's score without a verdict, for a person: whose, of what, and its mean with the interval."""
     return f"{also['name']}, {_short(also['statistic'])}: {Estimate(**also['estimate'])}"

@@ -234,6 +234,10 @@ class LanguageRun(Trainer):
         if self.learner is not None:
             values = {head: v[turns.items] for head, v in self.learner.values(view, record.size).items()}
         credit = self.agent.credit(turns, values)
+        if credit.advantage.shape != turns.items.shape:
+            raise DataError(
+                f"the credit is of {len(credit.advantage)} numbers, the turns have {len(turns.items)} items"
+            )
         chosen = self.agent.trained(turns, credit)
         trained = chosen & (credit.weight > 0)
         given = {
