@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -96,6 +97,31 @@ def test_a_kind_may_name_its_number_of_distractors() -> None:
     assert {task.kind for task in tasks("textcraft", "train", 8, 0)} == set(TextCraft.kinds)
     with pytest.raises(UsageError, match="depth1-7"):
         tasks("textcraft", "train", 1, 0, ["depth1-7"])
+
+
+def test_renamed_games_can_be_read_and_not_remembered() -> None:
+    """The same goal has other names in each game, and the recipes shown tell how it is made under them."""
+    world, plain = TextCraft(distractors=20, limit=60, renamed=1), TextCraft(distractors=20)
+    drawn = tasks("textcraft", "valid", 24, 0, ["depth1", "depth2", "depth3"])
+    book, told = recipe_book(), []
+    for task in drawn:
+        shown = expert_episode(world, task)
+        assert shown.solved
+        assert all(turn.after.valid and turn.action in turn.before.admissible for turn in shown.turns)
+        info = shown.turns[0].before.info
+        assert len(set(info["recipes"])) == info["needed"] + 20
+        words = {name for text in info["recipes"] for name in re.findall(r"\d+ ([a-z ]+?)(?: using|,|$)", text)}
+        assert words <= set(book.items) and info["goal"] in words and not words & set(book.members)
+        told.append((plain.reset(task).info["goal"], info["goal"]))
+    assert sum(real == name for real, name in told) <= 1
+    again = [world.reset(task).info["goal"] for task in drawn]
+    assert again == [name for _, name in told], "a game has the same names each time"
+    first = world.reset(drawn[0])
+    assert world.step("inventory").info["inventory"] == {} and world.plan(first.info["goal"]) == world.plan()
+    got = world.step(first.info["plan"][0])
+    assert got.text == first.info["plan"][0].replace("get", "Got") and got.state.startswith(first.info["goal"] + " | ")
+    with pytest.raises(UsageError, match="renamed is 2"):
+        TextCraft(renamed=2)
 
 
 @pytest.mark.parametrize(("kind", "step"), [("depth1", 5), ("depth2", 6), ("depth3", 4), ("depth4", 1)])

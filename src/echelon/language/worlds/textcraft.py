@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from echelon.errors import UsageError
-from echelon.language.worlds._crafting import Kitchen, new_env, plan, recipe_book
+from echelon.language.worlds._crafting import Kitchen, Names, new_env, plan, recipe_book
 from echelon.language.worlds.world import BaseWorld, Observation, Task, split_seed
 
 COUNTS = (0, 10, 30, 100)
@@ -43,17 +43,24 @@ class TextCraft(BaseWorld):
     kinds: ClassVar[tuple[str, ...]] = ("depth1", "depth2", "depth3", "depth4")
     variants: ClassVar[tuple[str, ...]] = tuple(f"{depth}-{count}" for depth in kinds for count in COUNTS)
 
-    def __init__(self, distractors: int = 10, limit: int = 40):
-        """`distractors`: recipes shown beside those needed; those that share an ingredient with them come first."""
+    def __init__(self, distractors: int = 10, limit: int = 40, renamed: int = 0):
+        """`distractors`: recipes shown beside those needed; those that share an ingredient with them come first.
+
+        `renamed`: 1 for games in which every item has the name of another one, drawn anew for each game, and recipes
+        name one item in the place of a group. What is made of what can then be read, and not be remembered.
+        """
         super().__init__(limit)
         if distractors < 0:
             raise UsageError(f"distractors is {distractors}; it is a number of recipes")
-        self.distractors = distractors
+        if renamed not in (0, 1):
+            raise UsageError(f"renamed is {renamed}; it is 0 or 1")
+        self.distractors, self.renamed = distractors, renamed
         self._env = new_env()
         self._book = recipe_book()
         self._goal = ""
         self._kitchen = Kitchen((), {}, ())
         self._plan: tuple[str, ...] = ()
+        self._names = Names({})
 
     @classmethod
     def tasks(cls, split: str, count: int, seed: int, kinds: Sequence[str]) -> list[Task]:
@@ -73,20 +80,23 @@ class TextCraft(BaseWorld):
 
     def plan(self, item: str | None = None, count: int = 1) -> tuple[str, ...] | None:
         """The expert's commands from here to `count` more of `item` (default: the goal); None if it knows no way."""
-        steps = plan(self._kitchen, item or self._goal, count, self._inventory())
-        return None if steps is None else tuple(steps)
+        steps = self._way(self._names.real(item) if item else self._goal, count)
+        return None if steps is None else tuple(map(self._names.shown, steps))
+
+    def _way(self, item: str, count: int) -> list[str] | None:
+        return plan(self._kitchen, item, count, self._inventory())
 
     def expert(self) -> str | None:
         """Next command of the recursive plan; planned anew when something else was done."""
         if self._seen.done:
             return None
         steps = self._steps()
-        return steps[0] if steps else None
+        return self._names.shown(steps[0]) if steps else None
 
     def _steps(self) -> tuple[str, ...]:
         """The rest of the plan, made anew if there is none."""
         if not self._plan:
-            self._plan = self.plan() or ()
+            self._plan = tuple(self._way(self._goal, 1) or ())
         return self._plan
 
     def _phase(self) -> str:
@@ -101,25 +111,36 @@ class TextCraft(BaseWorld):
         rng = np.random.default_rng(task.seed)
         self._goal, self._plan = known[task.index], ()
         needed = self._book.needed(self._goal)
+        if self.renamed:
+            needed = self._book.plainly(needed, self._goal)
         related = self._book.related(needed)
         near = {*needed, *related}
         others = [recipe for recipe in self._book.recipes if recipe not in near]
         pool = [related[i] for i in rng.permutation(len(related))] + [others[i] for i in rng.permutation(len(others))]
         count = _parts(task.kind)[1]
+        if self.renamed:
+            pool = [recipe for recipe in dict.fromkeys(map(self._book.plain, pool)) if recipe not in near]
         shown = [*needed, *pool[: self.distractors if count is None else count]]
         shown = [shown[i] for i in rng.permutation(len(shown))]
         members = {tag: tuple(rng.permutation(items).tolist()) for tag, items in self._book.members.items()}
         self._kitchen = Kitchen(tuple(shown), members, self._book.depth)
         self._env.goal, self._env.inventory = _item_id(self._goal), {}
-        lines = "\n".join(recipe.text for recipe in shown)
-        more = {"recipes": tuple(r.text for r in shown), "depth": self._book.depth[self._goal], "needed": len(needed)}
-        return self._observe(f"Crafting commands:\n{lines}\n\nGoal: craft {self._goal}.", more=more)
+        if self.renamed:
+            items = self._book.items
+            self._names = Names(dict(zip(items, (items[i] for i in rng.permutation(len(items))), strict=True)))
+        told = tuple(self._names.recipe(recipe) for recipe in shown)
+        lines = "\n".join(told)
+        more = {"recipes": told, "depth": self._book.depth[self._goal], "needed": len(needed)}
+        goal = self._names.name(self._goal)
+        return self._observe(f"Crafting commands:\n{lines}\n\nGoal: craft {goal}.", more=more)
 
     def _act(self, action: str) -> Observation:
         if re.search(rf"[0-9]{{{MAX_DIGITS + 1},}}", action):
             text, reward, terminated = f"Could not execute {action}", 0.0, False
         else:
+            action = self._names.real(action)
             text, reward, terminated, _, _ = self._env.step(action)
+            text = self._names.shown(text)
         self._plan = self._plan[1:] if self._plan[:1] == (action,) else ()
         valid = not text.startswith(("Could not", "Wrong item format"))
         return self._observe(text, reward=float(reward), terminated=terminated, valid=valid)
@@ -132,14 +153,18 @@ class TextCraft(BaseWorld):
         valid: bool = True,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> Observation:
-        inventory = self._inventory()
-        held = ", ".join(f"{count} {item}" for item, count in sorted(inventory.items()))
-        finds = [f"get {count} {item}" for item, counts in self._kitchen.amounts.items() for count in counts]
-        admissible = () if terminated else ("inventory", *self._kitchen.crafts(inventory), *finds)
-        phase = "done" if terminated else self._phase()
-        steps = () if terminated else self._steps()
-        info = {"goal": self._goal, "inventory": inventory, "phase": phase, "plan": steps, **more}
-        return Observation(text, admissible, f"{self._goal} | {held}", reward, terminated, valid=valid, info=info)
+        inventory, names = self._inventory(), self._names
+        goal, has = names.name(self._goal), {names.name(item): count for item, count in inventory.items()}
+        held = ", ".join(f"{count} {item}" for item, count in sorted(has.items()))
+        finds = [
+            f"get {count} {names.name(item)}" for item, counts in self._kitchen.amounts.items() for count in counts
+        ]
+        crafts = map(names.shown, self._kitchen.crafts(inventory))
+        admissible = () if terminated else ("inventory", *crafts, *finds)
+        phase = "done" if terminated else names.shown(self._phase())
+        steps = () if terminated else tuple(map(names.shown, self._steps()))
+        info = {"goal": goal, "inventory": has, "phase": phase, "plan": steps, **more}
+        return Observation(text, admissible, f"{goal} | {held}", reward, terminated, valid=valid, info=info)
 
     def _inventory(self) -> dict[str, int]:
         return {_item_name(item): count for item, count in self._env.inventory.items() if count > 0}
