@@ -209,8 +209,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(cls: type[LanguageAge
 EVALUATION, ROLLOUT = (play, "test_tasks"), (TransformersEngine, "generate")
 UPDATE, SAVE = (loop, "policy_step"), (checkpoint, "save")
 KILLS = (
-    ((EVALUATION, 1), (ROLLOUT, 6), (UPDATE, 2), (UPDATE, 3)),
-    ((ROLLOUT, 9), (UPDATE, 4), (ROLLOUT, 2), (UPDATE, 2)),
+    ((EVALUATION, 1), (ROLLOUT, 4), (UPDATE, 2), (UPDATE, 3)),
+    ((ROLLOUT, 3), (UPDATE, 4), (ROLLOUT, 2), (UPDATE, 2)),
     ((SAVE, 2), (EVALUATION, 1), (ROLLOUT, 1), (UPDATE, 1), (SAVE, 1)),
 )
 """Lives of three runs: the function at whose n-th call a process is killed, and the next one goes on."""
