@@ -67,8 +67,6 @@ class LanguageConfig(RunConfig):
     """Tasks an iteration (published: 16)."""
     group: int = 8
     """Episodes of each task (published: 8)."""
-    history: int = 2
-    """Past turns that a prompt shows."""
     max_tokens: int = 24
     """Tokens that a turn may emit."""
     temperature: float = 1.0
@@ -123,19 +121,8 @@ class LanguageConfig(RunConfig):
         for name in ("limit", "layers", "width", "context", "warm_epochs", "warm_batch", "tasks", "group", "max_tokens",
                      "minibatches", "token_budget", "batch"):  # fmt: skip
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "warm_episodes",
-            "history",
-            "lora",
-            "workers",
-            "kl",
-            "entropy",
-            "temperature",
-            "eval_temperature",
-            "invalid_penalty",
-            "warm_reading",
-            "tokens",
-        ):
+        for name in ("warm_episodes", "warm_reading", "tokens", "lora", "workers", "kl", "entropy", "temperature",
+                     "eval_temperature", "invalid_penalty"):  # fmt: skip
             self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("lr", "warm_lr", "clip_norm"):
             self.require(name, 0 < getattr(self, name) < math.inf, "positive")
