@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from echelon.language.engine import End, Request, ScriptedEngine, Source
 from echelon.language.record import Record, RecordBuilder, Use
 from echelon.language.words import WordTokenizer
 from echelon.language.worlds.world import make, tasks
-from echelon.systems.reasoning.hbpo import ARMS, CHAIN_SUM, HBPO, READABLE, announcement, budgets, spending
+from echelon.systems.agents.recipes import recipe
+from echelon.systems.reasoning import hbpo
+from echelon.systems.reasoning.hbpo import ARMS, HBPO, READABLE, announcement, budgets, spending
 from echelon.training.language import play
 from echelon.training.language.agent import Expert, Model, Turns
 from echelon.training.language.loop import LanguageRun
+from echelon.training.language.warm import FIELDS
 from echelon.training.runtime import choose
 
 WORDS = WordTokenizer.build(
@@ -29,7 +34,8 @@ WORDS = WordTokenizer.build(
      "State the final answer to the following arithmetic problem: 4 - 1 + 3 =", " ".join(map(str, range(100)))],
     tags=HBPO.tags,
 )  # fmt: skip
-SMALL: dict[str, Any] = {**CHAIN_SUM, "kinds": ("chain_sum-2", "chain_sum-3"), "layers": 1, "width": 32}
+SMALL: dict[str, Any] = {"kinds": ("chain_sum-2", "chain_sum-3"), "options": ("redundancy=1",), "layers": 1,
+                         "width": 32}  # fmt: skip
 
 
 def config(**changes: Any) -> HBPO.Config:
@@ -138,9 +144,9 @@ def test_nothing_is_announced_in_evaluation() -> None:
 
 
 def test_demonstrations_are_solved_and_announce_what_holds_them() -> None:
-    given = config(kinds=CHAIN_SUM["kinds"])
+    given = config(kinds=tuple(f"chain_sum-{terms}" for terms in range(2, 11)), options=("redundancy=1", "hurry=0.3"))
     agent = HBPO(given, WORDS, Expert(WORDS, 0.2, reading=True))
-    games = tasks("reasoning", "train", 36, 0, given.kinds)
+    games = tasks("reasoning", "train", 144, 0, given.kinds)
     starts = [Start(uid=i, group=i, task=task) for i, task in enumerate(games)]
     with Driver(ScriptedEngine(lambda request: ()), WORDS, Settings(), options={"reasoning": given.world}) as driven:
         phase = driven.rollout(agent.episode, starts, levels=agent.levels)
@@ -148,29 +154,79 @@ def test_demonstrations_are_solved_and_announce_what_holds_them() -> None:
     assert not phase.faults and bool(play.success(record).all())
     own = record.streams.agent[record.calls.stream] == record.agents.index("policy")
     budget = record.calls.label["budget"]
+    announcing = set()
+    assert 48 <= int((budget[own] > 0).sum()) <= 96
     for call in own.nonzero()[:, 0].tolist():
         assert record.calls.use[call] == Use.TARGET
         announced = int(budget[call])
-        assert (announced > 0) == (int(record.episodes.uid[record.episode[call]]) % 2 == 0)
         if announced > 0:
+            announcing.add(record.kinds[int(record.episodes.kind[record.episode[call]])])
             words = WORDS.encode(announcement(announced))
             length = len(words) + int(record.length[call])
             assert record.context_ids(call).tolist()[-len(words) :] == words, "in the context, so no target"
             assert announced == min((b for b in READABLE if b >= length), default=READABLE[-1])
+    assert announcing == set(given.kinds)
     told = record.calls.use == Use.TARGET
     tokens = [WORDS.decode(record.output_ids(call).tolist()) for call in (told & ~own).nonzero()[:, 0].tolist()]
     assert tokens and not any("tokens" in text for text in tokens)
 
 
-def test_spending_follows_difficulty() -> None:
+def spent() -> Record:
+    """Four responses: more tokens for more terms."""
     builder = RecordBuilder()
     for uid, (terms, length) in enumerate(((2, 10), (2, 14), (8, 40), (8, 36))):
         episode = builder.episode(uid, uid, f"task {uid}", f"chain_sum-{terms}", 0)
         episode.call(episode.stream("policy"), [1], [7] * length, [-1.0] * length, [Source.SAMPLED] * length, End.EOS)
         episode.done(terminated=True)
-    found = spending(builder.build())
+    return builder.build()
+
+
+def test_spending_follows_difficulty() -> None:
+    found = spending(spent())
     assert found["tokens"] == 25 and found["tokens/2"] == 12 and found["tokens/8"] == 38
     assert found["correlation"] == pytest.approx(13 / math.sqrt(173), abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A run of three evaluations, and where its last record is."""
+
+    path: Path
+    evaluations: tuple[dict[str, Any], ...] = (
+        {"step": 0, "tasks": {"sum-10": [1, 1, 0, 0], "sum-9": [1, 1, 1, 1]}, "tokens": 80.0},
+        {"step": 5, "tasks": {"sum-10": [1, 1, 1, 1], "sum-9": [1, 1, 1, 1]}, "tokens": 100.0},
+        {"step": 9, "tasks": {"sum-10": [1, 0, 0, 0], "sum-9": [1, 1, 1, 0]}, "tokens": 60.0},
+    )
+
+
+def test_statistics_of_the_claims(tmp_path: Path) -> None:
+    run = Fake(tmp_path)
+    assert hbpo.right(run).tolist() == [[100, 0, 0, 0], [100, 100, 100, 0]], "the last evaluation alone"
+    assert hbpo.right(run, at=0).mean() == 75
+    assert hbpo.hardest(run).tolist() == [[100, 0, 0, 0]] and hbpo.hardest(run, at=0).tolist() == [[100, 100, 0, 0]]
+    assert float(hbpo.kept(run)) == 75 and float(hbpo.cut(run)) == 25
+    long = dataclasses.replace(run, evaluations=(run.evaluations[0],))
+    assert float(hbpo.brevity(run) - hbpo.brevity(long)) == pytest.approx(28.768, abs=1e-3), "a quarter fewer"
+    spent().save(tmp_path / "records" / "step_000000009")
+    assert float(hbpo.correlation(run)) == pytest.approx(13 / math.sqrt(173), abs=1e-6)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_arms_of_the_claims_differ_by_reward_alone(full: bool) -> None:
+    found = hbpo.claims(full)
+    sides = {score.arm.name: score.arm.config(7) for claim in found for score in claim.scores}
+    base = recipe(HBPO.Config, "reasoning", "published" if full else "cpu")
+    assert sides == {name: dataclasses.replace(base, seed=7, **ARMS[name]) for name in ("hbpo", "accuracy", "cosine")}
+    warm = {tuple(getattr(config, name) for name in FIELDS) for config in sides.values()}
+    assert len(warm) == 1, "one warm start"
+    assert all(claim.seeds == (0, 1, 2) for claim in found)
+
+
+def test_recipes_hold_two_thousand_questions_at_the_end() -> None:
+    given = recipe(HBPO.Config, "reasoning", "cpu")
+    assert given.updates % given.eval_every == 0
+    questions = {make("reasoning").reset(task).text for task in play.test_tasks(given, given.eval_episodes)}
+    assert len(questions) >= 2000
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -29,6 +29,7 @@ CLASSES = {
     "ppo": "echelon.systems.agents.ppo:PPO",
     "ppo-plan": "echelon.systems.agents.hiper:PPOPlan",
     "hiper": "echelon.systems.agents.hiper:HiPER",
+    "hbpo": "echelon.systems.reasoning.hbpo:HBPO",
 }
 """Slug of every implemented system -> "module:class"."""
 

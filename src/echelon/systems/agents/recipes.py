@@ -51,6 +51,13 @@ WORLDS: dict[str, dict[str, Any]] = {
     "reasoning": {"limit": 1, "max_tokens": 24},
 }
 """What a small model gets in a world at the other sizes: steps, tokens of a turn, kinds of tasks."""
+_SUMS: dict[str, Any] = {
+    "kinds": tuple(f"chain_sum-{terms}" for terms in range(3, 7)),
+    "options": ("redundancy=2", "hurry=0.3"),
+    "context": 224,
+    "warm_reading": 0.1,
+    "group": 16,
+}
 _CRAFTS: dict[str, Any] = {
     "kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30)),
     "eval_kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30, 100)),
@@ -74,6 +81,22 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         },
         "demo": {**_CRAFTS, "tasks": 6, "eval_episodes": 2},
     },
+    ("hbpo", "reasoning"): {
+        "published": {**_SUMS, "tasks": 64, "minibatches": 4, "updates": 629, "eval_episodes": 560},
+        "cpu": {
+            **_SUMS,
+            "layers": 3,
+            "width": 96,
+            "warm_episodes": 3_500,
+            "warm_epochs": 6,
+            "warm_lr": 3e-3,
+            "lr": 3e-4,
+            "eval_every": 10,
+            "eval_episodes": 560,
+            "checkpoint_every": 10,
+        },
+        "demo": {**_SUMS, "group": 8},
+    },
 }
 """(system, world) -> size -> what this system gets there instead."""
 
@@ -89,10 +112,9 @@ def recipe(cls: type[C], env: str, size: str = "published") -> C:
     return cls(env=env, **{**SIZES[size], **world, **own})
 
 
-def arm(cls: type[LanguageConfig], env: str, size: str) -> Arm:
-    """One side of a claim: the recipe with each seed."""
-    config = recipe(cls, env, size)
-    return Arm(cls.system, lambda seed: dataclasses.replace(config, seed=seed))
+def arm_of(config: LanguageConfig, name: str = "") -> Arm:
+    """One side of a claim: `config` with each seed, called like its system unless there is a better name."""
+    return Arm(name or config.system, lambda seed: dataclasses.replace(config, seed=seed))
 
 
 def check(config: LanguageConfig) -> None:

@@ -9,18 +9,24 @@ Shares with GRPO: the loss. `reward` "accuracy" and "cosine" are the baselines, 
 Deviations: the announcement is forced, not sampled, and carries no loss, though it counts in the length; the code
 trains it. A small model imitates the world's expert first, half of whose responses announce the least budget that holds
 them, for a model without language has to learn somewhere what an announcement means; the announcement is no target.
+That expert checks more than it needs and sometimes stops early, so that length can be saved, with and without harm.
 Budgets and lengths are the published ones over 32.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, Arm, AtLeast, Claim, Evaluated, NotWorse, Score, Test
 from echelon.credit.credit import Credit
 from echelon.credit.groups import grpo
 from echelon.credit.shaped import hbpo
@@ -31,24 +37,21 @@ from echelon.language.worlds.world import Turn
 from echelon.objectives.reasoning import budget_ceiling, budget_reward
 from echelon.training.language.agent import Expert, LanguageAgent, Turns, sampled
 from echelon.training.language.config import LanguageConfig
+from echelon.training.language.play import tokens
 
 OPENING = "<think>"
 READABLE = tuple(range(8, 129, 8))
 """Budgets that a tiny model has met in its warm start: one for all arms, whatever budgets they announce."""
-CHAIN_SUM: dict[str, Any] = {
-    "env": "reasoning",
-    "limit": 1,
-    "kinds": tuple(f"chain_sum-{terms}" for terms in range(2, 11)),
-    "options": ("redundancy=1",),
-}
-"""The task of the comparison: sums of 2 to 10 terms, whose demonstrations check more than they need."""
 ARMS: dict[str, dict[str, Any]] = {
     "hbpo": {},
     "accuracy": {"reward": "accuracy"},
     "cosine": {"reward": "cosine"},
     "single": {"budgets": (48,)},
 }
-"""What the sides of the comparison change: the method, GRPO with either reward, and one budget for all."""
+"""What the sides of the comparison change: the method, GRPO with either reward, and one budget for all.
+
+The recipe, `systems/agents/recipes.py`, has the rest.
+"""
 
 Reward = Literal["budget", "cosine", "accuracy"]
 Form = Literal["paper", "code"]
@@ -142,7 +145,7 @@ class HBPO(LanguageAgent):
         if not isinstance(self.voice, Expert):
             budgets = self.config.budgets
             return budgets[lm.uid % self.config.group % len(budgets)] if self.config.reward == "budget" else None
-        if lm.uid % 2:
+        if lm.generator().random() < 0.5:  # drawn: kinds of questions come in turn, and each is to be met both ways
             return None
         words = (await world.expert() or "").removeprefix(OPENING)
         length = lm.count(announcement(READABLE[-1])) + len(self.tokenizer.encode(words)) + 1
@@ -209,7 +212,7 @@ def spending(record: Record) -> dict[str, float]:
     "tokens": mean of a completion; "tokens/<difficulty>": of the completions of one difficulty; "correlation": of
     tokens and difficulty over completions, 0 where one of them is constant.
     """
-    length = torch.zeros(len(record.episodes.uid)).index_add(0, record.episode, record.length.float())
+    length = tokens(record).float()
     names = [int(kind.rpartition("-")[2]) for kind in record.kinds]
     difficulty = torch.tensor(names)[record.episodes.kind].float()
     found = {"tokens": float(length.mean())}
@@ -218,3 +221,103 @@ def spending(record: Record) -> dict[str, float]:
     varies = len(length) > 1 and length.std() > 0 and difficulty.std() > 0
     found["correlation"] = float(torch.corrcoef(torch.stack([length, difficulty]))[0, 1]) if varies else 0.0
     return found
+
+
+# ---- what it claims
+
+
+def right(run: Evaluated, at: int = -1) -> np.ndarray:
+    """Right answers in points (0 to 100), [kind, question], of evaluation `at` of the run: 0 is the warm start's."""
+    return 100.0 * np.array(list(run.evaluations[at]["tasks"].values()), dtype=float)
+
+
+def hardest(run: Evaluated, at: int = -1) -> np.ndarray:
+    """`right` for the kind of most difficulty alone, [1, question]."""
+    tasks = run.evaluations[at]["tasks"]
+    return 100.0 * np.array([tasks[max(tasks, key=_difficulty)]], dtype=float)
+
+
+def brevity(run: Evaluated) -> np.ndarray:
+    """-100 ln(tokens of a response), in the last evaluation, []: a difference of 28.77 is a quarter fewer tokens."""
+    return np.array(-100.0 * math.log(run.evaluations[-1]["tokens"]))
+
+
+def kept(run: Evaluated) -> np.ndarray:
+    """Tokens of a response in the last evaluation, in per cent of the warm start's, []."""
+    return np.array(100.0 * run.evaluations[-1]["tokens"] / run.evaluations[0]["tokens"])
+
+
+def cut(run: Evaluated) -> np.ndarray:
+    """100 - `kept`: tokens that reinforcement took away, in per cent of the warm start's, []."""
+    return 100.0 - kept(run)
+
+
+def correlation(run: Any) -> np.ndarray:
+    """Correlation of tokens and difficulty over the responses of the last evaluation, []; see `spending`."""
+    record = Record.load(run.path / "records" / f"step_{run.evaluations[-1]['step']:09d}")
+    return np.array(spending(record)["correlation"])
+
+
+def _difficulty(kind: str) -> int:
+    return int(kind.rpartition("-")[2])
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.agents.recipes import recipe
+
+    recorded = recipe(HBPO.Config, "reasoning", "published" if full else "cpu")
+    sides = {
+        name: Arm(name, functools.partial(_side, dataclasses.replace(recorded, **changes)))
+        for name, changes in ARMS.items()
+    }
+    source = "arXiv 2507.15844; on sums, with a small model"
+
+    def claim(name: str, text: str, method: Score, test: Test, baseline: Score | None = None) -> Claim:
+        return Claim(id=name, text=text, method=method, baseline=baseline, test=test, source=source)
+
+    hbpo, accuracy, cosine = (sides[name] for name in ("hbpo", "accuracy", "cosine"))
+    first = functools.partial(hardest, at=0)
+    return (
+        claim(
+            "fewer-tokens",
+            "HBPO answers with 25 % fewer tokens than GRPO with rewards of 0 and 1, or fewer still.",
+            Score(hbpo, brevity), Above(28.77), Score(accuracy, brevity),
+        ),
+        claim(
+            "as-accurate",
+            "HBPO is right as often as GRPO with rewards of 0 and 1, up to 2 points.",
+            Score(hbpo, right), NotWorse(2), Score(accuracy, right),
+        ),
+        claim(
+            "follows-difficulty",
+            "HBPO's tokens follow the difficulty of the question more closely than those of GRPO with rewards of 0 "
+            "and 1.",
+            Score(hbpo, correlation), Above(0), Score(accuracy, correlation),
+        ),
+        claim(
+            "cosine-shrinks",
+            "Paid by the cosine of the length alone, responses lose 75 % of the warm start's tokens, or more.",
+            Score(cosine, cut), AtLeast(75),
+        ),
+        claim(
+            "cosine-fails",
+            "Paid by the cosine of the length alone, the model gets worse at the hardest questions, by 10 points or "
+            "more.",
+            Score(cosine, first), Above(10), Score(cosine, hardest),
+        ),
+        claim(
+            "keeps-length",
+            "HBPO keeps 25 % of the warm start's tokens or more.",
+            Score(hbpo, kept), AtLeast(25),
+        ),
+        claim(
+            "keeps-hardest",
+            "With HBPO the model gets worse at the hardest questions by less than 10 points, if at all.",
+            Score(hbpo, hardest), NotWorse(10), Score(hbpo, first),
+        ),
+    )  # fmt: skip
+
+
+def _side(config: HBPO.Config, seed: int) -> HBPO.Config:
+    return dataclasses.replace(config, seed=seed)
