@@ -49,7 +49,7 @@ def plain(metrics: measures.Metrics) -> dict[str, float]:
 
 def test_states_are_counted_by_the_turns_that_met_them() -> None:
     visits = {"a": 1, "b": 2, "c": 3, "d": 5, "e": 9}
-    states = [{"state": name} for name, count in visits.items() for _ in range(count)]
+    states: list[dict[str, Any]] = [{"state": name} for name, count in visits.items() for _ in range(count)]
     first = [*states[:10], {"state": None}]  # without a state: no part of any
     record = record_of([first, states[10:], [{"state": "a"}], [{"state": "a"}, {"state": "z"}]])
     found = plain(measures.states(Turns.of(record)))
@@ -66,7 +66,7 @@ def test_groups_that_earned_the_same_are_silent() -> None:
 
 
 PLAN = [SWITCH, SUBGOAL, SUBGOAL, ACTION]
-EPISODES = [
+EPISODES: list[list[dict[str, Any]]] = [
     [{"switch": True, "labels": PLAN}, {"labels": [SWITCH, ACTION]}, {"labels": [ACTION], "valid": False}],
     [{"switch": True, "labels": PLAN}, {"switch": True, "labels": [SUBGOAL, ACTION], "valid": False}],
 ]
@@ -90,11 +90,17 @@ def test_roles_of_one_agent_are_told_apart_by_their_labels() -> None:
     builder = RecordBuilder(meta)
     episode = builder.episode(0, 0)
     planner = episode.stream("policy")
-    call = episode.call(planner, [1], [2, 2], logp=-0.5, source=Source.SAMPLED, labels={"role": [0, 0]})
+    call = episode.call(planner, [1], [2, 2], logp=[-0.5] * 2, source=Source.SAMPLED, labels={"role": [0, 0]})
     executor = episode.stream("policy", call)
     for number in range(3):
         episode.call(
-            executor, [3] * (number + 1), [2], logp=-0.5, source=Source.SAMPLED, valid=number > 0, labels={"role": [1]}
+            executor,
+            [3] * (number + 1),
+            [2],
+            logp=[-0.5],
+            source=Source.SAMPLED,
+            valid=number > 0,
+            labels={"role": [1]},
         )
     episode.done(terminated=True)
     levels = (LevelSpec("planner", owns=("planner",)), LevelSpec("executor", span="stream", owns=("executor",)))
