@@ -123,3 +123,12 @@ def test_an_agent_is_opened_without_its_warm_start_and_not_from_another(
     (place / "identity.json").write_text(json.dumps(identity))
     with pytest.raises(DataError, match="began from the warm start 000000000000, and here its recipe gives"):
         run.agent()
+
+
+def test_runs_are_compared_and_drawn(
+    recorded: tuple[Path, reproduce.Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = recorded
+    arms = [str(next((folder / "runs").glob(f"{name}-*"))) for name in ("gigpo", "grpo")]
+    assert main(["compare", *arms, "--svg", str(tmp_path / "curves.svg")]) == 0
+    assert "gigpo" in capsys.readouterr().out.lower() and "<svg" in (tmp_path / "curves.svg").read_text()
