@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from itertools import chain, product
 from math import ceil
 from pathlib import Path
@@ -24,6 +24,9 @@ from echelon.errors import MissingExtra
 
 MAX_PLAN_DEPTH = 8
 MAX_AMOUNT = 64
+ID = "minecraft:"
+"""What stands before an item's name where blanks in it are underscores."""
+_WORDS = re.compile(r"[^\W\d_]+(?:([ _])[^\W\d_]+(?:\1[^\W\d_]+)*)?")
 
 
 @dataclass(frozen=True)
@@ -90,19 +93,20 @@ class RecipeBook:
         used = {name for recipe in self.recipes for name, _ in recipe.inputs if name not in self.members}
         return tuple(sorted({*used, *(recipe.output for recipe in self.recipes), *chain(*self.members.values())}))
 
-    def plain(self, recipe: Recipe) -> Recipe:
-        """The recipe with one item in the place of each tag: of those that take the fewest steps, the first."""
-        inputs = tuple((self._easiest.get(name, name), count) for name, count in recipe.inputs)
-        plain = replace(recipe, inputs=inputs)
-        return replace(plain, text=craft_text(plain, [name for name, _ in inputs]))
-
     @cached_property
-    def _easiest(self) -> Mapping[str, str]:
-        return {tag: min(items, key=lambda item: self.depth.get(item, 0)) for tag, items in self.members.items()}
+    def plain(self) -> Mapping[Recipe, Recipe]:
+        """Every recipe with one item in the place of each tag: of those that take the fewest steps, the first."""
+        easiest = {tag: min(items, key=lambda item: self.depth.get(item, 0)) for tag, items in self.members.items()}
+        found = {}
+        for recipe in self.recipes:
+            inputs = tuple((easiest.get(name, name), count) for name, count in recipe.inputs)
+            text = craft_text(replace(recipe, inputs=inputs), [name for name, _ in inputs])
+            found[recipe] = replace(recipe, inputs=inputs, text=text)
+        return found
 
     def plainly(self, recipes: Iterable[Recipe], goal: str) -> tuple[Recipe, ...]:
         """Those of the recipes, without tags, that can take part in crafting `goal`."""
-        plain = dict.fromkeys(map(self.plain, recipes))
+        plain = dict.fromkeys(self.plain[recipe] for recipe in recipes)
         found: dict[Recipe, None] = {}
         waiting = [goal]
         while waiting:
@@ -180,18 +184,18 @@ class Names:
         return dict(sorted((name, item) for item, name in self.given.items()))
 
     def _other(self, text: str, names: Mapping[str, str]) -> str:
-        def other(found: re.Match[str]) -> str:
-            name = names[found[0].replace("_", " ")]
-            return name.replace(" ", "_") if text[: found.start()].endswith("minecraft:") else name
+        """Every name in the text replaced: in a run of words the longest ones first, from the left."""
 
-        return _any_of(tuple(names)).sub(other, text) if names else text
+        def other(run: re.Match[str]) -> str:
+            words, said = run[0].replace("_", " ").split(" "), []
+            while words:
+                size = next((k for k in range(len(words), 1, -1) if " ".join(words[:k]) in names), 1)
+                name = " ".join(words[:size])
+                said.append(names.get(name, name))
+                del words[:size]
+            return ("_" if "_" in run[0] or text.endswith(ID, 0, run.start()) else " ").join(said)
 
-
-@lru_cache(maxsize=8)
-def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of the names, the longest first, with blanks or, as in "minecraft:oak_planks", with underscores."""
-    longest = sorted(names, key=len, reverse=True)
-    return re.compile(r"(?<![^\W_])(?:" + "|".join(name.replace(" ", "[ _]") for name in longest) + r")(?![^\W_])")
+        return _WORDS.sub(other, text) if names else text
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class TextCraft(BaseWorld):
         pool = [related[i] for i in rng.permutation(len(related))] + [others[i] for i in rng.permutation(len(others))]
         count = _parts(task.kind)[1]
         if self.renamed:
-            pool = [recipe for recipe in dict.fromkeys(map(self._book.plain, pool)) if recipe not in near]
+            pool = [recipe for recipe in dict.fromkeys(self._book.plain[r] for r in pool) if recipe not in near]
         shown = [*needed, *pool[: self.distractors if count is None else count]]
         shown = [shown[i] for i in rng.permutation(len(shown))]
         members = {tag: tuple(rng.permutation(items).tolist()) for tag, items in self._book.members.items()}
