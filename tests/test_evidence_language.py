@@ -84,6 +84,7 @@ def test_replays_agree_though_the_warm_start_is_made_anew(
 ) -> None:
     folder, _ = recorded
     (first,) = replay.record("gigpo", folder / "results", 1)
+    assert "transformers" in first["identity"]["versions"] and "echelon" not in first["identity"]["versions"]
     assert set(first["digests"]) == {"method", "baseline", "also 1", "unless"} and first["digests"]["method"]
     shutil.rmtree(folder / "models")  # as on a machine that has never seen it
     real = codehash.of_result

