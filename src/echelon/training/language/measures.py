@@ -111,15 +111,15 @@ def by_level(levels: Sequence[LevelSpec], turns: Turns) -> Metrics:
             continue
         spans = tree[name]
         kept = _of_level(level, levels, turns, spans)
-        found[f"level/{level.name}/count"] = kept.sum() / episodes
+        found[f"level/{_plain(level.name)}/count"] = kept.sum() / episodes
         if not bool(kept.any()):
             continue
         length = spans.reduce(first.long())[kept]
         if level.span not in ("call", "label"):
-            found[f"level/{level.name}/turns"] = length.float().mean()
-        found[f"level/{level.name}/tokens"] = spans.lengths[kept].float().mean()
+            found[f"level/{_plain(level.name)}/turns"] = length.float().mean()
+        found[f"level/{_plain(level.name)}/tokens"] = spans.lengths[kept].float().mean()
         if level.span != "label":
-            found[f"level/{level.name}/invalid"] = spans.reduce(invalid.long())[kept].sum() / length.sum()
+            found[f"level/{_plain(level.name)}/invalid"] = spans.reduce(invalid.long())[kept].sum() / length.sum()
     return found
 
 
