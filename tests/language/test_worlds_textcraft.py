@@ -110,8 +110,8 @@ def test_renamed_games_can_be_read_and_not_remembered() -> None:
         assert all(turn.after.valid and turn.action in turn.before.admissible for turn in shown.turns)
         info = shown.turns[0].before.info
         assert len(set(info["recipes"])) == info["needed"] + 20
-        words = {name for text in info["recipes"] for name in re.findall(r"\d+ ([a-z ]+?)(?: using|,|$)", text)}
-        assert words <= set(book.items) and info["goal"] in words and not words & set(book.members)
+        names = {name for text in info["recipes"] for name in re.findall(r"\d+ ([a-z ]+?)(?: using|,|$)", text)}
+        assert names <= set(book.words) and info["goal"] in names
         told.append((plain.reset(task).info["goal"], info["goal"]))
     assert sum(real == name for real, name in told) <= 1
     again = [world.reset(task).info["goal"] for task in drawn]
@@ -120,6 +120,8 @@ def test_renamed_games_can_be_read_and_not_remembered() -> None:
     assert world.step("inventory").info["inventory"] == {} and world.plan(first.info["goal"]) == world.plan()
     got = world.step(first.info["plan"][0])
     assert got.text == first.info["plan"][0].replace("get", "Got") and got.state.startswith(first.info["goal"] + " | ")
+    with pytest.raises(UsageError, match="show fewer distractors"):
+        TextCraft(distractors=600, renamed=1).reset(drawn[0])
     with pytest.raises(UsageError, match="renamed is 2"):
         TextCraft(renamed=2)
 

@@ -94,6 +94,11 @@ class RecipeBook:
         return tuple(sorted({*used, *(recipe.output for recipe in self.recipes), *chain(*self.members.values())}))
 
     @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words that items' names are made of, each an item's name in a renamed game."""
+        return tuple(sorted({word for item in self.items for word in item.split()}))
+
+    @cached_property
     def plain(self) -> Mapping[Recipe, Recipe]:
         """Every recipe with one item in the place of each tag: of those that take the fewest steps, the first."""
         easiest = {tag: min(items, key=lambda item: self.depth.get(item, 0)) for tag, items in self.members.items()}
@@ -156,7 +161,7 @@ def _package() -> Any:
 
 @dataclass(frozen=True)
 class Names:
-    """What a game calls its items: item → the name shown, a permutation; nothing is called otherwise if it is empty."""
+    """What a game calls its items: item → the name shown, another one each; all have their own if it is empty."""
 
     given: Mapping[str, str]
 

@@ -46,8 +46,8 @@ class TextCraft(BaseWorld):
     def __init__(self, distractors: int = 10, limit: int = 40, renamed: int = 0):
         """`distractors`: recipes shown beside those needed; those that share an ingredient with them come first.
 
-        `renamed`: 1 for games in which every item has the name of another one, drawn anew for each game, and recipes
-        name one item in the place of a group. What is made of what can then be read, and not be remembered.
+        `renamed`: 1 for games in which every item is called by one word, drawn anew for each game, and recipes name one
+        item in the place of a group. What is made of what can then be read, and not be remembered.
         """
         super().__init__(limit)
         if distractors < 0:
@@ -126,8 +126,11 @@ class TextCraft(BaseWorld):
         self._kitchen = Kitchen(tuple(shown), members, self._book.depth)
         self._env.goal, self._env.inventory = _item_id(self._goal), {}
         if self.renamed:
-            items = self._book.items
-            self._names = Names(dict(zip(items, (items[i] for i in rng.permutation(len(items))), strict=True)))
+            here = dict.fromkeys(name for r in shown for name in (r.output, *(item for item, _ in r.inputs)))
+            words = self._book.words
+            if len(here) > len(words):
+                raise UsageError(f"{len(here)} items, and only {len(words)} names for them: show fewer distractors")
+            self._names = Names(dict(zip(here, (words[i] for i in rng.permutation(len(words))), strict=False)))
         told = tuple(self._names.recipe(recipe) for recipe in shown)
         lines = "\n".join(told)
         more = {"recipes": told, "depth": self._book.depth[self._goal], "needed": len(needed)}
