@@ -14,11 +14,13 @@ episode is the context of a turn, not the last few turns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
+from echelon.claims import Above, Claim, Guard, Score, metric, success
 from echelon.credit.credit import Credit
 from echelon.credit.turns import gigpo
 from echelon.systems.agents.react import React
@@ -54,3 +56,25 @@ class GiGPO(React):
             eps=1e-6 if self.config.scale else None,
         )
         return credit.expand(turns.tokens)
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.agents.recipes import arm_of, recipe
+
+    config = recipe(GiGPO.Config, "alfworld", "published" if full else "cpu")
+    method, flat = arm_of(config), arm_of(replace(config, omega=0.0), "omega 0")
+    alone = partial(metric, name="states/alone")
+    return (
+        Claim(
+            id="above-grpo",
+            text="On the ALFWorld engine with synthetic scenes GiGPO succeeds more often than GRPO, which is GiGPO "
+            "with omega 0 and else the same (published on ALFWorld, 7 B: 90.8 to 77.6).",
+            method=Score(method, success),
+            baseline=Score(flat, success),
+            test=Above(0),
+            source="arXiv 2505.10978; with a small model",
+            unless=Guard(alone, 0.5, "most states are met once, so that there is nothing to compare them with"),
+            also=(Score(method, alone), Score(flat, alone)),
+        ),
+    )
