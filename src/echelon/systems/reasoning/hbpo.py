@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echelon.claims import Above, Arm, AtLeast, Claim, Evaluated, NotWorse, Score, Test
+from echelon.claims import Above, AtLeast, Claim, Evaluated, NotWorse, Score, Test
 from echelon.credit.credit import Credit
 from echelon.credit.groups import grpo
 from echelon.credit.shaped import hbpo
@@ -264,13 +264,10 @@ def _difficulty(kind: str) -> int:
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
     """What the paper says and this file has to show; `full` at the published size."""
-    from echelon.systems.agents.recipes import recipe
+    from echelon.systems.agents.recipes import arm_of, recipe
 
     recorded = recipe(HBPO.Config, "reasoning", "published" if full else "cpu")
-    sides = {
-        name: Arm(name, functools.partial(_side, dataclasses.replace(recorded, **changes)))
-        for name, changes in ARMS.items()
-    }
+    sides = {name: arm_of(dataclasses.replace(recorded, **changes), name) for name, changes in ARMS.items()}
     source = "arXiv 2507.15844; on sums, with a small model"
 
     def claim(name: str, text: str, method: Score, test: Test, baseline: Score | None = None) -> Claim:
@@ -317,7 +314,3 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
             Score(hbpo, hardest), NotWorse(10), Score(hbpo, first),
         ),
     )  # fmt: skip
-
-
-def _side(config: HBPO.Config, seed: int) -> HBPO.Config:
-    return dataclasses.replace(config, seed=seed)
