@@ -90,6 +90,18 @@ def test_credit_of_a_published_size_group() -> None:
     assert doubled.advantage[first].tolist() == pytest.approx([0.487981, 0.289597, -2.338571, -3.588814], abs=1e-5)
 
 
+def test_groups_that_nobody_solves_may_be_left_out() -> None:
+    for right, weight in ((False, 0), (True, 1)):
+        record = played(config(**PUBLISHED), ((False, 400), (right, 500))).record
+        _, _, credit = credited(config(**PUBLISHED), record)
+        ceiling = 4 * math.cos(math.pi * 512 / 8192)
+        assert credit.weight.unique().tolist() == [1]
+        assert right or credit.advantage.unique().tolist() == pytest.approx([-ceiling], abs=1e-5), "all pushed down"
+        _, _, skipping = credited(config(**PUBLISHED, skip_unsolved=True), record)
+        assert skipping.weight.unique().tolist() == [weight]
+        assert torch.equal(skipping.advantage, credit.advantage * weight)
+
+
 def test_rewards_of_the_baselines() -> None:
     changes = {**PUBLISHED, "reward": "cosine"}
     phase = played(config(**changes), FOUR)

@@ -92,6 +92,8 @@ class HBPO(LanguageAgent):
         """Reward: paper; or code, which costs very short answers a little, and -1 where there is no answer at all."""
         intra_coef: float = 1.0
         """Weight of the advantage within a budget (paper: 1; the code adds it twice: 2)."""
+        skip_unsolved: bool = False
+        """Whether groups without a right answer are left out; else all they said gets less likely (paper: no)."""
         train_announcement: bool = False
         """Whether the announcement, though forced, is trained like the rest (code: it is)."""
         group: int = 16
@@ -173,7 +175,11 @@ class HBPO(LanguageAgent):
             return grpo(groups, reward=reward).expand(turns.tokens)
         budget = budgets(turns)
         ceiling = budget_ceiling(budget, beta=c.beta, max_length=c.turn_tokens)
-        credit = hbpo(groups, reward=reward, budget=budget, ceiling=ceiling, intra_coef=c.intra_coef)
+        solved = groups.expand(groups.reduce(turns.reward, "max")) > 0
+        credit = hbpo(
+            groups, reward=reward, budget=budget, ceiling=ceiling, intra_coef=c.intra_coef,
+            where=solved if c.skip_unsolved else None,
+        )  # fmt: skip
         return credit.expand(turns.tokens)
 
     def trained(self, turns: Turns, credit: Credit) -> Tensor:
