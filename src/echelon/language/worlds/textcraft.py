@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from echelon.errors import UsageError
-from echelon.language.worlds._crafting import Kitchen, Names, new_env, plan, recipe_book
+from echelon.language.worlds._crafting import Kitchen, Names, new_game, plan, recipe_book
 from echelon.language.worlds.world import BaseWorld, Observation, Task, split_seed
 
 COUNTS = (0, 10, 30, 100)
@@ -55,7 +55,7 @@ class TextCraft(BaseWorld):
         if renamed not in (0, 1):
             raise UsageError(f"renamed is {renamed}; it is 0 or 1")
         self.distractors, self.renamed = distractors, renamed
-        self._env = new_env()
+        self._env = new_game()
         self._book = recipe_book()
         self._goal = ""
         self._kitchen = Kitchen((), {}, ())
