@@ -255,7 +255,7 @@ def save_tiny(folder: str | Path, **sizes: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: 3 of the small model and the views, 1 of SmolLM2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", nargs="*", default=["tiny", "smollm2"])
     parser.add_argument("--parts", nargs="+", choices=("equal", "steps", "views"), default=["equal", "steps", "views"])
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.contestant:
         case = Case("", chosen.path, chosen.adapters == "True", chosen.precision, chosen.matmul, chosen.threads)
-        contestant(chosen.contestant, case, chosen.rounds)
+        contestant(chosen.contestant, case, chosen.rounds or 1)
         return
     unit = "CPU seconds" if chosen.threads == 1 else "seconds"
     print(f"{cpu_class()}; {os.cpu_count()} cores, {chosen.threads} in use; torch {torch.__version__}; {unit}")
@@ -274,9 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if "equal" in chosen.parts:
                 report_equal(name, path)
             if "steps" in chosen.parts:
-                report_steps(name, path, chosen.rounds, chosen.threads)
+                report_steps(name, path, chosen.rounds or (3 if name == "tiny" else 1), chosen.threads)
     if "views" in chosen.parts:
-        measure_views(chosen.rounds, chosen.threads)
+        measure_views(chosen.rounds or 3, chosen.threads)
 
 
 def report_equal(name: str, path: str) -> None:
