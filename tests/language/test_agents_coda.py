@@ -14,6 +14,7 @@ import torch
 from echelon.errors import DataError, UsageError
 from echelon.language.driver import Driver, Phase, Settings, Start
 from echelon.language.engine import End, Request, ScriptedEngine, Source
+from echelon.language.models import language_model, tiny
 from echelon.language.program import LevelSpec
 from echelon.language.record import EpisodeBuilder, Record, RecordBuilder, Use
 from echelon.language.words import WordTokenizer
@@ -356,6 +357,27 @@ def test_texts_and_senseless_values() -> None:
     for change in ({"planner_turns": 0}, {"executor_turns": 0}, {"tag_tokens": -1}, {"executor_weight": -1.0}):
         with pytest.raises(UsageError, match=next(iter(change))):
             config(**change)
+
+
+def test_the_worlds_text_weighs_less_in_imitation(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = config(warm_episodes=4, warm_batch=4, warm_epochs=1, warm_reading=0.25)
+    tokenizer = words(given)
+    model = language_model(tiny(tokenizer.size, 1, 32, context=512), tokenizer)
+    record = warm.demonstrations(CoDA, given, model)
+    step, weights = warm.policy_step, list[torch.Tensor]()
+
+    def kept(scorer: Any, view: Any, terms: Any, *rest: Any, **more: Any) -> Any:
+        weights.append(terms["imitation"].weight)
+        return step(scorer, view, terms, *rest, **more)
+
+    monkeypatch.setattr(warm, "policy_step", kept)
+    warm.imitate(model, record, given)
+    own = (record.streams.agent[record.calls.stream] == record.agents.index("policy"))[record.call]
+    (weight,) = weights
+    assert float(weight.sum()) == pytest.approx(1) and bool((~own).any())
+    assert (
+        weight[own].unique().tolist() == pytest.approx([4 * float(weight[~own][0])]) and len(weight[~own].unique()) == 1
+    )
 
 
 # --- claims
