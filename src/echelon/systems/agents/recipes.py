@@ -93,7 +93,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             **_CRAFTS,
             "layers": 3,
             "width": 96,
-            "warm_episodes": 2_400,
+            "warm_episodes": 1_800,
             "warm_lr": 3e-3,
             "warm_reading": 0.1,
             "tasks": 12,
