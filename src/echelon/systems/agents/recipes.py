@@ -97,7 +97,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "warm_lr": 3e-3,
             "warm_reading": 0.1,
             "tasks": 12,
-            "tokens": 1_000_000,
+            "tokens": 1_600_000,
             "updates": 200,
             "eval_every": 200,
             "eval_episodes": 48,
