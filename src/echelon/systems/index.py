@@ -23,6 +23,8 @@ CLASSES = {
     "gciql": "echelon.systems.offline.gciql:GCIQL",
     "hiql": "echelon.systems.offline.hiql:HIQL",
     "ota": "echelon.systems.offline.ota:OTA",
+    "hilp": "echelon.systems.offline.hilp:HILP",
+    "saw": "echelon.systems.offline.saw:SAW",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",

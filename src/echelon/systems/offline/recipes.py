@@ -1,7 +1,7 @@
 """Configurations of record for the offline goal-conditioned systems: published size, CPU size and demo, side by side.
 
 A recipe is a function of (system, environment). What depends on the environment follows OGBench's hyper-parameter list
-(arXiv 2410.20092) and, for OTA, its released command lines (arXiv 2505.12737).
+(arXiv 2410.20092) and, for OTA and SAW, their released command lines (arXiv 2505.12737, 2505.14975).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def environment_settings(system: str, env: str) -> dict[str, Any]:
     """What OGBench's commands of record set for an environment; `recipe` drops what a system lacks."""
     world, *_ = env.split("-")
     kind = env.rsplit("-", 2)[1] if env.count("-") >= 2 else ""
-    maze = world in ("pointmaze", "antmaze", "humanoidmaze")
+    maze = world in ("pointmaze", "antmaze", "humanoidmaze", "antsoccer")
     settings: dict[str, Any] = {
         "discount": 0.995 if world == "humanoidmaze" or "giant" in env else 0.99,
         "subgoal_steps": 100 if world == "humanoidmaze" else 25 if maze else 10,
@@ -81,7 +81,13 @@ def environment_settings(system: str, env: str) -> dict[str, Any]:
             "pointmaze": 0.003,
             "antmaze": 0.01 if kind == "explore" else 0.3,
             "humanoidmaze": 0.1,
+            "antsoccer": 0.1,
         }.get(world, 0.03 if kind == "noisy" else 1.0)
     if system in ("hiql", "ota") and env.startswith("antmaze") and kind == "explore":
         settings |= {"low_alpha": 10.0, "high_alpha": 10.0}
+    if system == "saw":
+        single = env.startswith("cube-single")
+        settings["kl_alpha"] = 3.0 if maze else 0.3 if single else 1.0
+        if single:
+            settings["expectile"] = 0.9
     return settings
