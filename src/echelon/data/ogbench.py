@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from echelon.data.store import REQUIRED, Store, cache_dir, exists, write_store
+from echelon.data.check import REQUIRED
+from echelon.data.store import Store, cache_dir, exists, write_store
 from echelon.errors import DataError, MissingExtra, UsageError
 
 RECIPE = {"name": "ogbench-release", "version": 1}

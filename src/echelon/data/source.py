@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echelon.data.check import check_episodes
 from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
 from echelon.data.store import Store
 from echelon.errors import CheckpointError
@@ -25,6 +26,8 @@ class OfflineSource:
 
     Indices are drawn for `block` batches at a time, which divides the cost of the small integer operations; the
     order of batches is part of the run's identity and does not depend on when it is saved.
+
+    Raises DataError, naming the episode, when the contents of the store are not fit to train on.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class OfflineSource:
     ):
         self.goals = dict(goals)
         self.batch_size, self.block = batch_size, block
+        check_episodes(store.columns, f"data set '{store.name}' in {store.path}", lengths=store.lengths)
         self.observations = torch.as_tensor(store.columns["observations"]).to(device)
         self.actions = torch.as_tensor(store.columns["actions"]).to(device)
         lengths = torch.as_tensor(store.lengths).to(device)

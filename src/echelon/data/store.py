@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from echelon.data.check import Columns, check_episodes
 from echelon.errors import DataError, UsageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LENGTHS = "lengths"
-REQUIRED = ("observations", "actions", "terminals")
-Columns = Mapping[str, np.ndarray]
 
 
 def cache_dir() -> Path:
@@ -164,50 +163,7 @@ class Store:
             if _sha256(file) != spec["sha256"]:
                 raise DataError(f"{file}: its checksum is not the one in {MANIFEST}; {_remedy(self.path)}")
         whole = Store.open(self.path)
-        lengths = check_episodes(whole.columns, str(self.path))
-        if not np.array_equal(lengths, whole.lengths):
-            file = self.path / f"{LENGTHS}.npy"
-            raise DataError(f"{file}: not the lengths that 'terminals' says; {_remedy(self.path)}")
-
-
-def check_episodes(columns: Columns, source: str, first: int = 0, action_bound: float = 1.0) -> np.ndarray:
-    """Check some whole episodes and return their lengths int64[E] in transitions.
-
-    `source` and `first` (number of the first episode given here) only serve the messages. Raises DataError for a
-    missing column, columns of different length, a last row that ends no episode, an episode without a transition, a
-    value that is not finite, or an action outside [-action_bound, action_bound]; it names the episode.
-    """
-    missing = [name for name in REQUIRED if name not in columns]
-    if missing:
-        raise DataError(f"{source}: no column '{missing[0]}'; it needs {', '.join(REQUIRED)}")
-    terminals = np.asarray(columns["terminals"])
-    rows = len(terminals)
-    for name, column in columns.items():
-        if len(column) != rows:
-            raise DataError(f"{source}: column '{name}' has {len(column)} rows, 'terminals' has {rows}")
-    for name in ("observations", "actions"):
-        if columns[name].ndim < 2:
-            raise DataError(f"{source}: column '{name}' has shape {columns[name].shape}; expected rows of vectors")
-    if terminals.ndim != 1 or rows == 0 or not terminals[-1]:
-        raise DataError(
-            f"{source}: 'terminals' {terminals.shape} does not end with True: the last episode is unfinished"
-        )
-    ends = np.flatnonzero(terminals)
-    lengths = np.diff(ends, prepend=-1) - 1
-    if lengths.min() < 1:
-        raise DataError(f"{source}: episode {first + int(lengths.argmin())} has no transition (a single row)")
-    for name, column in columns.items():
-        if not np.issubdtype(column.dtype, np.floating):
-            continue
-        bad = np.asarray(~np.isfinite(column).reshape(rows, -1).all(axis=1))
-        if bad.any():
-            raise DataError(f"{source}: episode {first + _episode(ends, bad)}: a value in '{name}' is not finite")
-    out = np.asarray((np.abs(columns["actions"]) > action_bound).reshape(rows, -1).any(axis=1))
-    if out.any():
-        worst = float(np.abs(columns["actions"]).max())
-        where = f"{source}: episode {first + _episode(ends, out)}"
-        raise DataError(f"{where}: an action outside [-{action_bound:g}, {action_bound:g}] (largest size {worst:g})")
-    return lengths.astype(np.int64)
+        check_episodes(whole.columns, str(self.path), lengths=whole.lengths)
 
 
 def write_store(path: Path, parts: Iterable[Columns], rows: int, facts: Mapping[str, Any], source: str) -> Path:
@@ -329,10 +285,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _episode(ends: np.ndarray, bad_rows: np.ndarray) -> int:
-    return int(np.searchsorted(ends, int(np.argmax(bad_rows))))
 
 
 def _remedy(path: Path) -> str:
