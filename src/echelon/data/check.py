@@ -95,7 +95,7 @@ def _check_finite(name: str, column: np.ndarray, ends: np.ndarray, source: str, 
     """Refuse a value that is not finite. NaN and infinity show in the extremes, which need no memory."""
     if column.size == 0 or column.dtype.kind != "f" or np.isfinite([column.min(), column.max()]).all():
         return
-    bad = np.asarray(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
+    bad: np.ndarray = np.asarray(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
     where = _where(source, bad, ends, first)
     raise DataError(
         f"{where}: a value in '{name}' is not finite (row {int(np.argmax(bad))} of these data{_others(bad, ends)}); "
@@ -108,7 +108,7 @@ def _check_bounds(actions: np.ndarray, bound: float, ends: np.ndarray, source: s
     low, high = float(actions.min()), float(actions.max())
     if -bound <= low and high <= bound:
         return
-    out = ((actions < -bound) | (actions > bound)).reshape(len(actions), -1).any(axis=1)
+    out: np.ndarray = np.asarray(((actions < -bound) | (actions > bound)).reshape(len(actions), -1).any(axis=1))
     where = _where(source, out, ends, first)
     raise DataError(
         f"{where}: an action outside [-{bound:g}, {bound:g}] (largest size {max(-low, high):g}{_others(out, ends)}); "
