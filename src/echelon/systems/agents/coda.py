@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echelon.claims import Above, Arm, Claim, Evaluated, Score, Statistic
+from echelon.claims import Above, Claim, Evaluated, Score, Statistic
 from echelon.credit.credit import Credit
 from echelon.credit.roles import peco
 from echelon.errors import DataError
@@ -303,10 +303,10 @@ def _scores(run: Evaluated, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarr
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
     """What the paper says and this file has to show; `full` at the published size."""
-    from echelon.systems.agents.recipes import recipe
+    from echelon.systems.agents.recipes import arm_of, recipe
 
     config = recipe(CoDA.Config, "textcraft", "published" if full else "cpu")
-    coda, flat = (Arm(one.system, partial(_seeded, one)) for one in (config, flat_of(config)))
+    coda, flat = arm_of(config), arm_of(flat_of(config))
     at: dict[int, Statistic] = {count: partial(success_at, count=count) for count in (*COUNTS, PROBE)}
     source = "arXiv 2512.12716, growth of the context; on recipes in the place of passages, with a small model"
     return (
@@ -336,10 +336,6 @@ def flat_of(config: CoDA.Config) -> LanguageConfig:
     from echelon.systems.agents.grpo import GRPO
 
     return GRPO.Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LanguageConfig)})
-
-
-def _seeded(config: LanguageConfig, seed: int) -> LanguageConfig:
-    return dataclasses.replace(config, seed=seed)
 
 
 def _mean(column: Tensor) -> Tensor:
