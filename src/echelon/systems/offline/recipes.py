@@ -40,6 +40,14 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 
+CLONING: dict[str, dict[str, float]] = {
+    "gciql": {"pointmaze": 0.003, "antmaze": 0.3, "humanoidmaze": 0.1, "antsoccer": 0.1, "explore": 0.01}
+    | {"play": 1.0, "noisy": 0.03},
+    "crl": {"pointmaze": 0.03, "antmaze": 0.1, "humanoidmaze": 0.1, "antsoccer": 0.3, "explore": 0.003}
+    | {"play": 3.0, "noisy": 0.1},
+}
+"""OGBench's weight of the cloning term in DDPG+BC, by world, or by the kind of the data."""
+
 
 def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
     """The configuration of record of the system that `cls` configures, for an environment and a size."""
@@ -74,15 +82,11 @@ def environment_settings(system: str, env: str) -> dict[str, Any]:
         "discount": 0.995 if world == "humanoidmaze" or "giant" in env else 0.99,
         "subgoal_steps": 100 if world == "humanoidmaze" else 25 if maze else 10,
     }
-    if system != "gcbc":
+    if system not in ("gcbc", "hilp"):
         settings["actor_p_random"] = {"stitch": 0.5, "explore": 1.0}.get(kind, 0.0)
-    if system == "gciql":
-        settings["alpha"] = {
-            "pointmaze": 0.003,
-            "antmaze": 0.01 if kind == "explore" else 0.3,
-            "humanoidmaze": 0.1,
-            "antsoccer": 0.1,
-        }.get(world, 0.03 if kind == "noisy" else 1.0)
+    if system in CLONING:
+        known = world if maze else "noisy" if kind == "noisy" else "play"
+        settings["alpha"] = CLONING[system]["explore" if kind == "explore" else known]
     if system in ("hiql", "ota") and env.startswith("antmaze") and kind == "explore":
         settings |= {"low_alpha": 10.0, "high_alpha": 10.0}
     if system == "saw":
