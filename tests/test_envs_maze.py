@@ -92,6 +92,7 @@ def test_errors_name_the_value():
 
 def test_catalogue_agrees_with_the_package():
     import gymnasium
+    import gymnasium_robotics  # noqa: F401
     import ogbench  # noqa: F401
 
     for env in ENVIRONMENTS.values():

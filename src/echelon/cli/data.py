@@ -50,6 +50,8 @@ class Make:
     """Processes that collect."""
     seed: int = 0
     """Seed of the collection; 0 makes the set of record."""
+    experts: float | None = None
+    """Share of the episodes by the scripted expert, 0 to 1 (fetchreach and fetchpush; 0.1 in the mixed sets)."""
     json: bool = False
     """Print JSON."""
 
@@ -134,12 +136,12 @@ def describe(name: str) -> dict[str, Any]:
 
 def make_set(args: list[str]) -> None:
     """Collect a data set."""
+    from echelon.envs.catalog import with_experts
     from echelon.envs.collect import make
 
     options = parse(Make, args, "data make")
-    path = make(
-        options.name, jobs=options.jobs, episodes=options.episodes, seed=options.seed, progress=not options.json
-    )
+    name = options.name if options.experts is None else with_experts(options.name, options.experts)
+    path = make(name, jobs=options.jobs, episodes=options.episodes, seed=options.seed, progress=not options.json)
     report(Store.open(path), options.json)
 
 

@@ -207,7 +207,7 @@ def write_store(path: Path, parts: Iterable[Columns], rows: int, facts: Mapping[
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the contents of a data set depend on, where installed."""
     found = {"python": platform.python_version()}
-    for package in ("echelon", "numpy", "gymnasium", "ogbench", "mujoco", "dm_control"):
+    for package in ("echelon", "numpy", "gymnasium", "ogbench", "mujoco", "dm_control", "gymnasium-robotics"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -3,10 +3,13 @@
 Source: OGBench (arXiv 2410.20092), package 1.2.2 and its data recipes. A data set's name is the environment's name with
 the type before the version: `pointmaze-large-stitch-v0` was collected in `pointmaze-large-v0`. A request for fewer
 episodes than the full set is a data set of its own, called `NAME@EPISODES`.
+The Fetch sets are echelon's own (sizes after arXiv 2311.02013): `fetchreach-mixed-v0` was collected in FetchReach-v4, a
+tenth of it by an expert; `fetchreach-mixed2.5-v0` has 2.5 % of the expert's episodes, the random set none.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from echelon.errors import UsageError, unknown
@@ -33,7 +36,7 @@ class DataInfo:
     name: str
     env: EnvInfo
     kind: str
-    """How it was collected: navigate, stitch, explore, play or noisy."""
+    """How it was collected: navigate, stitch, explore, play or noisy; random, mixed or expert."""
     episodes: int
     length: int
     """Transitions of each episode."""
@@ -41,6 +44,13 @@ class DataInfo:
     """Episodes of the whole set of this recipe; above `episodes` when fewer were asked for."""
     regenerable: bool
     """Whether the recipe needs nothing but the packages (no trained expert)."""
+    experts: float = 0.0
+    """Share of the episodes that a scripted expert collects, where the others are random."""
+
+    @property
+    def published(self) -> bool:
+        """Whether there is a released file of this name."""
+        return self.env.family != "fetch"
 
     @property
     def transitions(self) -> int:
@@ -74,6 +84,7 @@ def _environments() -> dict[str, EnvInfo]:
     found += [EnvInfo("scene-v0", "scene", 40, 5, 750, in_scene)]
     boards = (("3x3", 55, 500), ("4x4", 83, 500), ("4x5", 99, 1000), ("4x6", 115, 1000))
     found += [EnvInfo(f"puzzle-{board}-v0", "puzzle", dim, 5, limit) for board, dim, limit in boards]
+    found += [EnvInfo("FetchReach-v4", "fetch", 10, 4, 50), EnvInfo("FetchPush-v4", "fetch", 25, 4, 50)]
     return {env.name: env for env in found}
 
 
@@ -99,9 +110,17 @@ def _datasets() -> dict[str, DataInfo]:
         env = ENVIRONMENTS[f"{place}-v0"]
         scripted = env.family in ("pointmaze", "cube", "scene", "puzzle")
         found[f"{stem}-v0"] = DataInfo(f"{stem}-v0", env, kind, episodes, length, episodes, scripted)
+    for place, name in FETCH.items():
+        for kind, experts in SHARES.items():
+            stem = f"{place}-{kind}-v0"
+            found[stem] = DataInfo(stem, ENVIRONMENTS[name], kind, 2000, 50, 2000, True, experts)
     return found
 
 
+FETCH = {"fetchreach": "FetchReach-v4", "fetchpush": "FetchPush-v4"}
+SHARES = {"random": 0.0, "mixed": 0.1, "expert": 1.0}
+"""Expert's share in the Fetch sets with a name of their own."""
+_MIXED = re.compile(r"(\w+)-mixed(\d{1,3}|\d{1,2}\.\d{1,4})-v0")
 ENVIRONMENTS = _environments()
 DATASETS = _datasets()
 
@@ -109,9 +128,9 @@ DATASETS = _datasets()
 def parse(name: str) -> DataInfo:
     """Facts of a data set, by its name or `NAME@EPISODES`. UsageError names the nearest known name."""
     base, mark, count = name.partition("@")
-    if base not in DATASETS:
+    info = DATASETS.get(base) or _mixed(base)
+    if info is None:
         raise unknown("data set", base, DATASETS)
-    info = DATASETS[base]
     if not mark:
         return info
     if not count.isdecimal() or not 1 <= int(count) <= info.full_episodes:
@@ -128,11 +147,35 @@ def sized(info: DataInfo, episodes: int | None) -> DataInfo:
     return replace(info, name=f"{info.name.partition('@')[0]}@{episodes}", episodes=episodes)
 
 
+def with_experts(name: str, share: float) -> str:
+    """Name of the Fetch set like `name` (`fetchpush-mixed-v0`, or as long `@EPISODES`) with this share of experts."""
+    base, mark, count = name.partition("@")
+    place = base.partition("-")[0]
+    if place not in FETCH or parse(base).published:
+        raise UsageError(f"{base} has no share of experts; valid: {', '.join(f'{place}-mixed-v0' for place in FETCH)}")
+    if not 0 <= share <= 1:
+        raise UsageError(f"{base}: a share of {share:g} experts was asked for; valid: 0 to 1")
+    percent = round(100 * share, 4)
+    named = {100 * value: kind for kind, value in SHARES.items()}
+    return f"{place}-{named.get(percent, f'mixed{percent:g}')}-v0{mark}{count}"
+
+
+def _mixed(base: str) -> DataInfo | None:
+    """The Fetch set whose name states the expert's share in per cent; None if `base` is not the name of one."""
+    match = _MIXED.fullmatch(base)
+    if match is None or match[1] not in FETCH or float(match[2]) > 100:
+        return None
+    share = round(float(match[2]) / 100, 6)
+    name = with_experts(f"{match[1]}-mixed-v0", share)
+    return DATASETS.get(name) or replace(DATASETS[f"{match[1]}-mixed-v0"], name=name, experts=share)
+
+
 def environment(name: str) -> EnvInfo:
     """Facts of an environment, by its own name or that of a data set collected in it."""
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name]
-    if name.partition("@")[0] in DATASETS:
+    base = name.partition("@")[0]
+    if base in DATASETS or _mixed(base) is not None:
         return parse(name).env
     raise unknown("environment", name, [*ENVIRONMENTS, *DATASETS])
 

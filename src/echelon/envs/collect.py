@@ -24,6 +24,7 @@ from echelon.errors import UsageError
 
 SHARD_ROWS = {"pointmaze": 20_000}
 SLOW_SHARD_ROWS = 4_000
+RELEASED_TOO = "collected by echelon; a fresh draw from the published recipe, not the released file"
 
 
 def make(
@@ -104,7 +105,7 @@ def _assemble(folder: Path, info: DataInfo, seed: int, split: str, files: list[P
         "env": info.env.name,
         "recipe": recipe(info),
         "regenerated": True,
-        "source": "collected by echelon; a fresh draw from the published recipe, not the released file",
+        "source": RELEASED_TOO if info.published else "collected by echelon; no released file has this name",
         "seed": seed,
         "split": split,
         "full_episodes": info.full_episodes,

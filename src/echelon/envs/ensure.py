@@ -51,6 +51,8 @@ def fetch(name: str, progress: bool = True) -> Path:
     info = parse(name)
     if info.episodes != info.full_episodes:
         raise UsageError(f"'{name}': published sets are whole; fetch {info.name.partition('@')[0]}")
+    if not info.published:
+        raise UsageError(f"'{name}' is not published, it is made here: echelon data make {name}")
     try:
         return ogbench.fetch(name, progress=progress)
     except DataError as error:

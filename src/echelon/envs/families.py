@@ -38,6 +38,10 @@ def recipe(info: DataInfo) -> dict[str, Any]:
         from echelon.envs.pointmaze import RECIPE
 
         return dict(RECIPE)
+    if info.env.family == "fetch":
+        from echelon.envs.fetch import RECIPE as FETCH
+
+        return {**FETCH, "experts": info.experts}
     from echelon.envs.manipulation import RECIPE as MANIPULATION
 
     return dict(MANIPULATION)
@@ -52,6 +56,10 @@ def collector(info: DataInfo) -> Collector:
         from echelon.envs.pointmaze import PointMazeCollector
 
         return PointMazeCollector(info)
+    if info.env.family == "fetch":
+        from echelon.envs.fetch import FetchCollector
+
+        return FetchCollector(info)
     from echelon.envs.manipulation import ManipulationCollector
 
     return ManipulationCollector(info)

@@ -69,8 +69,8 @@ class GoalEnv(gymnasium.Env[Observation, np.ndarray]):
         super().reset(seed=seed)
         options = dict(options or {})
         task = options.get("task_id")
-        if task is not None and task not in range(1, len(self.facts.tasks) + 1):
-            raise UsageError(f"{self.facts.name}: no task {task!r}; valid: 1 to {len(self.facts.tasks)}")
+        if task is not None:
+            self._check_task(task)
         simulator = self.simulator
         if seed is not None:
             self._numpy_state = np.random.RandomState(seed % 2**32).get_state()
@@ -86,10 +86,7 @@ class GoalEnv(gymnasium.Env[Observation, np.ndarray]):
         """One step; the reward is 1 at the goal, else 0."""
         if self._simulator is None:
             raise UsageError(f"{self.facts.name}: step before the first reset")
-        action = np.asarray(action, np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise UsageError(f"{self.facts.name}: an action is {self.facts.action_dim} finite numbers, not {action}")
-        action = np.clip(action, -1.0, 1.0)
+        action = self._clipped(action)
         if self._draws_at_steps:
             with self._own_numpy_randomness():
                 observation, _, terminated, _, info = self._simulator.step(action)
@@ -105,6 +102,16 @@ class GoalEnv(gymnasium.Env[Observation, np.ndarray]):
         if self._simulator is not None:
             self._simulator.close()
             self._simulator = None
+
+    def _check_task(self, task: Any) -> None:
+        if task not in range(1, len(self.facts.tasks) + 1):
+            raise UsageError(f"{self.facts.name}: no task {task!r}; valid: 1 to {len(self.facts.tasks)}")
+
+    def _clipped(self, action: np.ndarray) -> np.ndarray:
+        action = np.asarray(action, np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise UsageError(f"{self.facts.name}: an action is {self.facts.action_dim} finite numbers, not {action}")
+        return np.clip(action, -1.0, 1.0)
 
     def _seen(self, observation: np.ndarray) -> Observation:
         return {"observation": np.asarray(observation, np.float32), "goal": self._goal.copy()}
@@ -126,7 +133,12 @@ def make_env(name: str) -> GoalEnv:
 
     Raises UsageError for an unknown name (naming the nearest) and MissingExtra without the simulators.
     """
-    return GoalEnv(environment(name))
+    facts = environment(name)
+    if facts.family == "fetch":
+        from echelon.envs.fetch import FetchEnv
+
+        return FetchEnv(facts)
+    return GoalEnv(facts)
 
 
 def tasks(name: str) -> tuple[str, ...]:
