@@ -21,7 +21,7 @@ def midpoint_judge(here: Tensor, candidates: Tensor, aim: Tensor) -> Judgement:
         ends = torch.cdist(torch.cat([here, aim]), candidates).unflatten(0, (2, len(here)))
     else:
         ends = (candidates - torch.stack([here, aim])[:, :, None]).norm(dim=-1)
-    return Judgement(-ends.amax(0), torch.full_like(here[:, 0], -torch.inf))
+    return Judgement(-torch.maximum(ends[0], ends[1]), torch.full_like(here[:, 0], -torch.inf))
 
 
 def nearest_midpoint(here: Tensor, goal: Tensor, examples: Tensor, neighbours: int, rounds: int) -> Tensor:

@@ -22,6 +22,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "updates": 30_000,
         "batch_size": 256,
         "transitions": 500_000,
+        "planning_states": 5_000,
         "hidden": (256, 256),
         "eval_every": 5_000,
         "eval_episodes": 20,
@@ -32,6 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "updates": 20_000,
         "batch_size": 256,
         "transitions": 250_000,
+        "planning_states": 5_000,
         "hidden": (256, 256),
         "eval_every": 2_500,
         "eval_episodes": 10,
@@ -45,6 +47,8 @@ CLONING: dict[str, dict[str, float]] = {
     | {"play": 1.0, "noisy": 0.03},
     "crl": {"pointmaze": 0.03, "antmaze": 0.1, "humanoidmaze": 0.1, "antsoccer": 0.3, "explore": 0.003}
     | {"play": 3.0, "noisy": 0.1},
+    "qrl": {"pointmaze": 0.0003, "antmaze": 0.003, "humanoidmaze": 0.001, "antsoccer": 0.003, "explore": 0.001}
+    | {"play": 0.3, "noisy": 0.03},
 }
 """OGBench's weight of the cloning term in DDPG+BC, by world, or by the kind of the data."""
 
