@@ -20,11 +20,12 @@ from torch import Tensor
 
 from echelon.data.goals import future_geometric
 from echelon.errors import UsageError
+from echelon.hierarchy.runner import Reset, Runner
 from echelon.losses.value import ivl_loss
 from echelon.nets.goal import GaussianPolicy
 from echelon.nets.mlp import MLP, EnsembleMLP
 from echelon.systems import launch
-from echelon.systems.offline.hilp import HILP, HILPConfig, direction, distance_value, least_squares_skill
+from echelon.systems.offline.hilp import HILP, AimLevel, HILPConfig, direction, distance_value, least_squares_skill
 from echelon.training.agent import DataSpec, Learner
 from echelon.training.runtime import choose
 
@@ -353,6 +354,24 @@ def test_trained_runs_plan_and_save(tmp_path: Path):
             clone.load_state_dict(found.agent.state_dict())
             s = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(clone.value_functions(s, s + 1)["V"], found.agent.value_functions(s, s + 1)["V"])
+
+
+def test_random_and_reward_skills_are_held_for_an_episode(tmp_path: Path):
+    """Goals are decided on at every step; a random or a reward's skill once an episode."""
+    with tiny_world(store := synthetic_store(tmp_path / "walks")):
+        found = open_run(HILP, small(HILP, prompt="random"), store, tmp_path)
+        agent = found.agent
+        batch = found.source.next()
+        steps = (batch["observations"], batch["next_observations"])
+        resets = [Reset(seed=k, options={"task_id": k + 1}) for k in range(5)]
+        stacks = {"random": agent.levels(), "reward": agent.reward_levels(*steps, batch["actions"][:, 0])}
+        stacks["goal"] = (AimLevel(agent.phi), stacks["random"][1])
+        for name, levels in stacks.items():
+            rollout = Runner(levels, found.evaluator.world).episodes(resets)
+            top, bottom = rollout.decisions["prompt"], rollout.decisions["skill"]
+            assert len(bottom) == rollout.size
+            assert len(top) == (rollout.size if name == "goal" else 5), name
+            assert len(top.action.unique(dim=0)) == (1 if name == "reward" else len(top)), name
 
 
 # --- ablation, zero-shot rewards, configuration
