@@ -22,6 +22,7 @@ CLASSES = {
     "gcivl": "echelon.systems.offline.gcivl:GCIVL",
     "gciql": "echelon.systems.offline.gciql:GCIQL",
     "crl": "echelon.systems.offline.crl:CRL",
+    "qrl": "echelon.systems.offline.qrl:QRL",
     "hiql": "echelon.systems.offline.hiql:HIQL",
     "ota": "echelon.systems.offline.ota:OTA",
     "hilp": "echelon.systems.offline.hilp:HILP",
@@ -143,6 +144,7 @@ TABLE = """
   - | gcivl | GCIVL | 2410.20092 | offline | Goal-conditioned implicit V-learning (OGBench: Benchmarking Offline Goal-Conditioned RL)
   - | gciql | GCIQL | 2110.06169 | offline | Goal-conditioned implicit Q-learning (Offline Reinforcement Learning with Implicit Q-Learning)
   - | crl | CRL | 2206.07568 | offline | Contrastive Learning as Goal-Conditioned Reinforcement Learning
+  - | qrl | QRL | 2304.01203 | offline | Optimal Goal-Reaching Reinforcement Learning via Quasimetric Learning
   - | hiql | HIQL | 2307.11949 | offline | HIQL: Offline Goal-Conditioned RL with Latent States as Actions
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
   - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
