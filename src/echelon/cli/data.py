@@ -20,8 +20,8 @@ usage: echelon data ACTION [arguments]      echelon data ACTION --help explains 
 
   list          all data sets, whether they are here, and how to get them
   make NAME     collect one by simulation (resumable)
-  fetch NAME    download the published one
-  import FILE   convert a published .npz file, and the -val file beside it
+  fetch NAME    download the published one; minari:NAME downloads a Minari set
+  import FILE   convert a published .npz file, a folder with a Minari set, or minari:NAME, one of those here
   info NAME     what a stored one holds and where it came from
   verify NAME   recompute its checksums and check its contents
 
@@ -58,12 +58,14 @@ class Make:
 
 @dataclass(frozen=True)
 class Import:
-    """Convert a published .npz file, and the -val file beside it if there is one."""
+    """Convert a published .npz file, with the -val file beside it if there is one, or a local Minari set."""
 
-    file: Positional[Annotated[Path, arg(metavar="FILE")]]
-    """The file, such as antmaze-large-navigate-v0.npz."""
+    file: Positional[Annotated[str, arg(metavar="FILE")]]
+    """The file, such as antmaze-large-navigate-v0.npz; or a Minari set: its folder, or minari:D4RL/door/human-v2."""
     name: str | None = None
     """Name of the data set (default: the file's)."""
+    rescale_actions: bool = False
+    """Map the bounds of a Minari set's actions to -1 and 1."""
     json: bool = False
     """Print JSON."""
 
@@ -147,20 +149,30 @@ def make_set(args: list[str]) -> None:
 
 def fetch_set(args: list[str]) -> None:
     """Download a published data set."""
+    from echelon.data import minari
     from echelon.envs.ensure import fetch
 
     options = parse(Named, args, "data fetch")
-    report(Store.open(fetch(options.name)), options.json)
+    path = minari.fetch(options.name) if options.name.startswith(minari.PREFIX) else fetch(options.name)
+    report(Store.open(path), options.json)
 
 
 def import_set(args: list[str]) -> None:
-    """Convert a published file."""
+    """Convert a published file or a Minari set."""
+    from echelon.data import minari
     from echelon.data.ogbench import import_npz
 
     options = parse(Import, args, "data import")
-    if not options.file.is_file():
-        raise UsageError(f"no file {options.file}; published sets are .npz files named like their data set")
-    report(Store.open(import_npz(options.file, options.name)), options.json)
+    file = Path(options.file)
+    if options.file.startswith(minari.PREFIX) or file.is_dir():
+        path = minari.import_minari(options.file, options.name, rescale_actions=options.rescale_actions)
+    elif options.rescale_actions:
+        raise UsageError("--rescale-actions is for Minari sets; the actions of published files are in [-1, 1]")
+    elif not file.is_file():
+        raise UsageError(f"no file {file}; published sets are .npz files named like their data set")
+    else:
+        path = import_npz(file, options.name)
+    report(Store.open(path), options.json)
 
 
 def info_of_set(args: list[str]) -> None:
