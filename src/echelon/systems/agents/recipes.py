@@ -75,10 +75,10 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """World -> size -> what every system gets there."""
 _SUMS: dict[str, Any] = {
-    "kinds": tuple(f"chain_sum-{terms}" for terms in range(3, 7)),
-    "options": ("redundancy=2", "hurry=0.3"),
+    "kinds": tuple(f"chain_sum-{terms}" for terms in range(2, 6)),
+    "options": ("redundancy=2", "hurry=0.15"),
     "context": 224,
-    "warm_reading": 0.1,
+    "warm_reading": 0.0,
     "group": 16,
 }
 _CRAFTS: dict[str, Any] = {
@@ -110,11 +110,14 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             **_SUMS,
             "layers": 3,
             "width": 96,
-            "warm_episodes": 3_500,
-            "warm_epochs": 6,
+            "warm_episodes": 5_000,
+            "warm_epochs": 12,
             "warm_lr": 3e-3,
-            "lr": 3e-4,
-            "eval_every": 10,
+            "warm_batch": 16,
+            "budgets": (24, 40, 72, 88),  # the published ones over 32, and 8 for the announcement itself
+            "lr": 1e-4,
+            "updates": 80,
+            "eval_every": 40,
             "eval_episodes": 560,
             "checkpoint_every": 10,
         },
