@@ -105,7 +105,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "demo": {**_CRAFTS, "tasks": 6, "eval_episodes": 2},
     },
     ("hbpo", "reasoning"): {
-        "published": {**_SUMS, "tasks": 64, "minibatches": 4, "updates": 629, "eval_episodes": 560},
+        "published": {**_SUMS, "tasks": 64, "minibatches": 4, "updates": 629, "eval_episodes": 800},
         "cpu": {
             **_SUMS,
             "layers": 3,
@@ -118,7 +118,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "lr": 1e-4,
             "updates": 80,
             "eval_every": 40,
-            "eval_episodes": 560,
+            "eval_episodes": 800,  # more than 2,000 distinct questions: there are few of two terms
             "checkpoint_every": 10,
         },
         "demo": {**_SUMS, "group": 8},
