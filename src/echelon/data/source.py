@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from echelon.data.check import check_episodes
 from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
+from echelon.data.hindsight import UNIFORMS as ROW_UNIFORMS
+from echelon.data.hindsight import HindsightSpec, Mixture
 from echelon.data.store import Store
 from echelon.errors import CheckpointError
 from echelon.spans import Spans
@@ -24,6 +27,9 @@ class OfflineSource:
     `actions` [B, A], and for each name: `{name}_goals` [B, O], `{name}_success` [B] (float, goal index = target index)
     and, where the specification has steps, `{name}_targets` [B, O].
 
+    Specifications that draw transitions together with their goals make a mixture instead (echelon.data.hindsight): B
+    rows of each, one after the other, with `goals` and a column `source`. The two kinds are not mixed.
+
     Indices are drawn for `block` batches at a time, which divides the cost of the small integer operations; the
     order of batches is part of the run's identity and does not depend on when it is saved.
 
@@ -33,13 +39,16 @@ class OfflineSource:
     def __init__(
         self,
         store: Store,
-        goals: Mapping[str, GoalSpec],
+        goals: Mapping[str, GoalSpec | HindsightSpec],
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
         block: int = 16,
     ):
-        self.goals = dict(goals)
+        self.goals = {name: spec for name, spec in goals.items() if isinstance(spec, GoalSpec)}
+        rows = [spec for spec in goals.values() if isinstance(spec, HindsightSpec)]
+        if rows and self.goals:
+            raise ValueError(f"{', '.join(self.goals)}: goals for drawn rows, beside specifications that draw both")
         self.batch_size, self.block = batch_size, block
         check_episodes(store.columns, f"data set '{store.name}' in {store.path}", lengths=store.lengths)
         self.observations = torch.as_tensor(store.columns["observations"]).to(device)
@@ -50,7 +59,8 @@ class OfflineSource:
         self.final = self.episodes.end_of(torch.arange(self.episodes.size, device=device))
         self.generator = torch.Generator(device).manual_seed(seed)
         self._before_block = self.generator.get_state()
-        self._drawn: tuple[Tensor, dict[str, Goals]] | None = None
+        self.mixture = Mixture(rows, store.columns, self.observations, self.row, self.episodes) if rows else None
+        self._drawn: Callable[[slice], Batch] | None = None
         self._position = 0
 
     @property
@@ -63,21 +73,9 @@ class OfflineSource:
         if self._drawn is None or self._position == self.block:
             self._draw()
         assert self._drawn is not None
-        index, goals = self._drawn
         b = slice(self._position * self.batch_size, (self._position + 1) * self.batch_size)
         self._position += 1
-        row = self.row[index[b]]
-        batch = {
-            "observations": self.observations[row],
-            "next_observations": self.observations[row + 1],
-            "actions": self.actions[row],
-        }
-        for name, drawn in goals.items():
-            batch[f"{name}_goals"] = self._states(drawn.goal[b])
-            batch[f"{name}_success"] = drawn.success[b].to(self.observations.dtype)
-            if self.goals[name].steps:
-                batch[f"{name}_targets"] = self._states(drawn.target[b])
-        return batch
+        return self._drawn(b)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: the generator's state before the current block, and the batches used of it."""
@@ -101,13 +99,35 @@ class OfflineSource:
 
     def _draw(self) -> None:
         self._before_block = self.generator.get_state()
-        n, count = self.transitions, self.block * self.batch_size
-        shape = (1 + UNIFORMS * len(self.goals), count)
-        u = torch.rand(shape, generator=self.generator, device=self.row.device, dtype=torch.float64)
-        index = (u[0] * n).long()
-        final = self.final[index]
-        goals = {
-            name: draw_goals(spec, index, final, n, u[1 + UNIFORMS * k : 1 + UNIFORMS * (k + 1)])
-            for k, (name, spec) in enumerate(self.goals.items())
+        count = self.block * self.batch_size
+        if self.mixture is not None:
+            drawn = self.mixture.draw(self._uniforms(ROW_UNIFORMS * len(self.mixture.specs), count))
+            self._drawn = partial(self.mixture.gather, drawn, self.observations, self.actions)
+        else:
+            u = self._uniforms(1 + UNIFORMS * len(self.goals), count)
+            n = self.transitions
+            index = (u[0] * n).long()
+            final = self.final[index]
+            goals = {
+                name: draw_goals(spec, index, final, n, u[1 + UNIFORMS * k : 1 + UNIFORMS * (k + 1)])
+                for k, (name, spec) in enumerate(self.goals.items())
+            }
+            self._drawn = partial(self._relabelled, index, goals)
+        self._position = 0
+
+    def _uniforms(self, kinds: int, count: int) -> Tensor:
+        return torch.rand((kinds, count), generator=self.generator, device=self.row.device, dtype=torch.float64)
+
+    def _relabelled(self, index: Tensor, goals: dict[str, Goals], b: slice) -> Batch:
+        row = self.row[index[b]]
+        batch = {
+            "observations": self.observations[row],
+            "next_observations": self.observations[row + 1],
+            "actions": self.actions[row],
         }
-        self._drawn, self._position = (index, goals), 0
+        for name, drawn in goals.items():
+            batch[f"{name}_goals"] = self._states(drawn.goal[b])
+            batch[f"{name}_success"] = drawn.success[b].to(self.observations.dtype)
+            if self.goals[name].steps:
+                batch[f"{name}_targets"] = self._states(drawn.target[b])
+        return batch

@@ -25,10 +25,14 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Sizes that an agent's networks need: `observation_dim` (goals have the same) and `action_dim`."""
+    """Sizes that an agent's networks need: `observation_dim` (goals have the same) and `action_dim`.
+
+    `goal_dim` is the size of goals apart from observations, where the data have such; most systems have no use for it.
+    """
 
     observation_dim: int
     action_dim: int
+    goal_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Update:
     """One optimiser step: `loss(batch) -> (scalar, metrics)` on the parameters of `modules`.
 
     It runs at every `every`-th training step, `repeat` times. `targets` move between the gradient and the step.
+    `schedule` maps a training step (from 1) to the factor of `lr` there; None: 1 always.
     """
 
     name: str
@@ -54,12 +59,15 @@ class Update:
     targets: Sequence[Polyak] = ()
     every: int = 1
     repeat: int = 1
+    schedule: Callable[[int], float] | None = None
 
 
 class Agent(nn.Module, Trainable, ABC):
     """Base of every trainable system. Subclasses are final: they add networks and implement `updates` and `levels`."""
 
     Config: ClassVar[type[Config]]
+    goal_dim: int | None = None
+    """Size of the goals that it wants from worlds, where these are goals apart from observations."""
 
     @classmethod
     def trainer(cls) -> type[Trainer]:
@@ -84,7 +92,7 @@ class Agent(nn.Module, Trainable, ABC):
         """Change state outside the optimisers (queues, multipliers, counters) after the step's last update."""
 
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
-        """Named goal-conditioned values [B] for observation, goal [B, O]; empty for systems without any."""
+        """Named goal-conditioned values [B] for observation [B, O], goal [B, O or G]; empty for systems without any."""
         return {}
 
     def subgoals(self, observation: Tensor, goal: Tensor, candidates: Tensor) -> Tensor | None:
@@ -115,6 +123,9 @@ class Learner:
             if step % update.every:
                 continue
             optimizer = self.optimizers[update.name]
+            if update.schedule is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = update.lr * update.schedule(step)
             for _ in range(update.repeat):
                 with self.runtime.autocast():
                     loss, metrics = update.loss(batch)

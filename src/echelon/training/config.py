@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from echelon.data.goals import GoalSpec
+from echelon.data.hindsight import HindsightSpec
 from echelon.errors import UsageError, unknown
 
 C = TypeVar("C", bound="RunConfig")
@@ -59,7 +61,7 @@ class Config(RunConfig):
     lr: float = 3e-4
     """Adam's learning rate."""
 
-    def goals(self) -> dict[str, GoalSpec]:
+    def goals(self) -> Mapping[str, GoalSpec | HindsightSpec]:
         """The goal draws of an offline batch, by name; none for systems without goals."""
         return {}
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import typing
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
+import gymnasium
+import numpy as np
 import torch
+from gymnasium.spaces import Box, Dict
 
 from echelon.envs.ogbench import make_env
+from echelon.errors import UsageError
 from echelon.hierarchy.runner import Reset, Runner
 from echelon.hierarchy.world import from_gym
 from echelon.rollout import Rollout
@@ -29,16 +34,41 @@ class Evaluation(NamedTuple):
     rollout: Rollout
 
 
+class GoalApart(gymnasium.Wrapper[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray], np.ndarray]):
+    """A world that shows as `goal` what it asks for, float32[G], instead of a whole observation that has it."""
+
+    def __init__(self, env: gymnasium.Env[dict[str, np.ndarray], np.ndarray], goal_dim: int):
+        super().__init__(env)
+        seen = typing.cast(Dict, env.observation_space)
+        self.observation_space: Any = Dict({**seen.spaces, "goal": Box(-np.inf, np.inf, (goal_dim,), np.float32)})
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode. UsageError where the world does not tell what it asks for."""
+        seen, info = self.env.reset(seed=seed, options=options)
+        if "desired_goal" not in info:
+            raise UsageError(f"{self.env} has no goals apart from observations, which the data have")
+        self._goal = np.asarray(info["desired_goal"], np.float32)
+        return seen | {"goal": self._goal}, info
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step of the world."""
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        return seen | {"goal": self._goal}, reward, terminated, truncated, info
+
+
 class Evaluator:
     """Runs an agent on the five tasks of `env`; worlds are built once and reused.
 
     Episode e of a task starts from a seed made of (seed, step, task, e): another system's run with the same seed meets
-    the same start and goal noise at the same step.
+    the same start and goal noise at the same step. With `goal_dim` worlds show goals apart from observations.
     """
 
-    def __init__(self, env: str, episodes: int, seed: int, slots: int = 25):
+    def __init__(self, env: str, episodes: int, seed: int, slots: int = 25, goal_dim: int | None = None):
         self.env, self.episodes, self.seed = env, episodes, seed
-        self.world = from_gym([make_env(env) for _ in range(min(slots, episodes * len(TASKS)))])
+        envs = [make_env(env) for _ in range(min(slots, episodes * len(TASKS)))]
+        self.world = from_gym(envs if goal_dim is None else [GoalApart(each, goal_dim) for each in envs])
 
     def run(self, agent: Agent, step: int) -> Evaluation:
         """Evaluate `agent` greedily as it is after `step` updates."""

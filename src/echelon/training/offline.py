@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echelon.data.hindsight import goal_dim
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store
 from echelon.envs.ensure import ensure
@@ -56,7 +57,10 @@ class OfflineRun(Trainer):
     def facts(cls, inputs: Store) -> dict[str, dict[str, Any]]:
         """Sizes of observations and actions; what the data are."""
         columns = inputs.manifest["columns"]
-        spec = {f"{name}_dim": columns[f"{name}s"]["shape"][-1] for name in ("observation", "action")}
+        shapes = {name: column["shape"] for name, column in columns.items()}
+        spec = {f"{name}_dim": shapes[f"{name}s"][-1] for name in ("observation", "action")}
+        if (apart := goal_dim(shapes)) is not None:
+            spec["goal_dim"] = apart
         return {"spec": spec, "data": {key: inputs.manifest.get(key) for key in DATA_FACTS}}
 
     @classmethod
@@ -74,8 +78,8 @@ class OfflineRun(Trainer):
     def build(cls, system: type[Agent], config: Config, directory: Path, runtime: Runtime, inputs: Store) -> OfflineRun:
         """A run at step 0."""
         source = OfflineSource(inputs, config.goals(), config.batch_size, config.seed, runtime.device)
-        agent = build_agent(system, config, DataSpec(source.observations.shape[-1], source.actions.shape[-1]))
-        evaluator = Evaluator(config.env, config.eval_episodes, config.seed)
+        agent = build_agent(system, config, DataSpec(**cls.facts(inputs)["spec"]))
+        evaluator = Evaluator(config.env, config.eval_episodes, config.seed, goal_dim=agent.goal_dim)
         return cls(directory, config, agent.to(runtime.device), source, runtime, evaluator)
 
     @classmethod
@@ -88,7 +92,7 @@ class OfflineRun(Trainer):
     @classmethod
     def evaluate(cls, agent: Agent, config: Config, step: int, episodes: int, seed: int) -> dict[str, Any]:
         """Success by task."""
-        return Evaluator(config.env, episodes, seed).run(agent, step).row
+        return Evaluator(config.env, episodes, seed, goal_dim=agent.goal_dim).run(agent, step).row
 
     def result(self) -> dict[str, Any]:
         """The mean success over the last evaluations."""
