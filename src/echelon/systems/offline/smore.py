@@ -1,0 +1,221 @@
+"""SMORe: score models for offline goal-conditioned reinforcement learning.
+
+Idea: to reach goals is to match the transitions that enter them. In the dual of that matching no discriminator is left:
+an unnormalised score S(s, a, g) is pushed up where data enter g and kept Bellman-consistent, without rewards, on all
+data; the best action of the data enters by an expectile, and a policy is cloned with the advantages as weights.
+Source: arXiv 2311.02013; hyper-parameters of its released commands.
+Levels: one policy, a decision every environment step.
+Shares with GCIQL: twin critics, an expectile value; with GCIVL: the advantage-weighted policy.
+Conventions: a batch is a mixture of `batch_size` offline rows with goals in hindsight (source 0) and as many that enter
+their goal (source 1); value and policy learn from source 0 alone. Goals are the data's achieved goals, where these are
+apart from observations. The updates are stepped one after the other: value, policy, critics, then the targets, towards
+the new critics.
+`temperature=0` clones with the same draws and networks: the baseline GCBC with goals in hindsight.
+Deviations: the paper's dual is `variant="smore"`; `smore_stable`, the released default, regresses scores of entering
+transitions to a maximum -c / (1 - gamma) and charges c a step elsewhere. Reviews of the paper quote its squared
+residual with the factor 1/4; the code has 1/2, as here. With the released c = -2 scores span 400 at a temperature of 3:
+most weights are 100 or 0. -0.02 (the CPU sizes) divides scores and advantages by 100. The released sampler's stride,
+which reads across episodes, is an option; its list of entering transitions takes the end of the episode before for what
+leads to an episode's first state: not here. Networks are the library's (GELU, its initial weights), the critics without
+layer norm, as released; the released gradient penalty, off by default, is absent.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from echelon.data.hindsight import HindsightSpec, Stride, by_source
+from echelon.hierarchy.level import Level
+from echelon.losses.policy import awr_loss, awr_weight
+from echelon.losses.value import expectile_loss
+from echelon.nets.goal import GaussianPolicy, GoalValue
+from echelon.nets.mlp import EnsembleMLP
+from echelon.systems.offline.common import GoalLevel
+from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.config import Config
+
+Variant = Literal["smore_stable", "smore"]
+REGULARISER = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMOReConfig(Config):
+    """Defaults: the released code and commands."""
+
+    system: ClassVar[str] = "smore"
+    updates: int = 3_000_000
+    """Training steps."""
+    batch_size: int = 256
+    """Transitions of each of the two sources."""
+    actor_hidden: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of the policy."""
+    value_hidden: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of the value and of each critic."""
+    discount: float = 0.99
+    """gamma."""
+    target_rate: float = 0.005
+    """Share of the online critics that the targets take after each step."""
+    variant: Variant = "smore_stable"
+    """The critics' loss: smore_stable = regression (released default), smore = the dual of the paper."""
+    step_reward: float = -2.0
+    """c of smore_stable: the reward of a step; entering a goal is worth -c / (1 - gamma)."""
+    expectile: float = 0.8
+    """beta: optimism of the value."""
+    temperature: float = 3.0
+    """Inverse temperature of the advantage weights; 0 clones."""
+    future: float = 0.8
+    """Share of goals reached later in the episode; the rest are the goals that the data were collected for."""
+    goal_radius: float = 0.05
+    """Distance within which a goal of the data counts as reached (Fetch: 5 cm)."""
+    stride: Stride = "episode"
+    """released: its sampler, which reads the k-th episode k places too early."""
+
+    def __post_init__(self) -> None:
+        self.require("actor_hidden", all(size >= 1 for size in self.actor_hidden), "sizes of at least 1")
+        # they are normalised, and the norm of a single unit is constant
+        self.require("value_hidden", all(size >= 2 for size in self.value_hidden), "sizes of at least 2")
+        self.require("discount", 0 < self.discount < 1, "between 0 and 1")
+        for name in ("target_rate", "future"):
+            self.require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self.require("variant", self.variant in get_args(Variant), " or ".join(get_args(Variant)))
+        self.require("step_reward", -math.inf < self.step_reward < 0, "negative")
+        self.require("expectile", 0 < self.expectile < 1, "between 0 and 1")
+        self.require("temperature", 0 <= self.temperature < math.inf, "0 or more")
+        self.require("goal_radius", 0 < self.goal_radius < math.inf, "positive")
+        self.require("stride", self.stride in get_args(Stride), " or ".join(get_args(Stride)))
+        super().__post_init__()
+
+    def goals(self) -> dict[str, HindsightSpec]:
+        """The two sources of a batch, in their order."""
+        offline = HindsightSpec(future=self.future, stride=self.stride)
+        entering = HindsightSpec(future=self.future, stride=self.stride, entering=True, radius=self.goal_radius)
+        return {"offline": offline, "entering": entering}
+
+
+class TanhPolicy(GaussianPolicy):
+    """A Gaussian whose mean is squashed to (-1, 1) and whose standard deviations are learned."""
+
+    def __init__(self, input_dim: int, hidden: tuple[int, ...], action_dim: int):
+        super().__init__(input_dim, hidden, action_dim, constant_std=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Concatenate `inputs` [..., D_i] and return the mean action [..., A]."""
+        return torch.tanh(super().forward(*inputs))
+
+
+def scores(critic: EnsembleMLP, batch: Batch, source: str = "") -> Tensor:
+    """S(s, a, g) [2, B] of the rows of a source, by the beginning of their names."""
+    rows = [batch[source + name] for name in ("observations", "goals", "actions")]
+    return critic(torch.cat(rows, -1)).squeeze(-1)
+
+
+def dual_loss(entering: Tensor, offline: Tensor, following: Tensor, gamma: float) -> Tensor:
+    """-E_q[S] + 1e-4 E_rho[S] + E_rho[(S - gamma V')^2] / 2, summed over heads.
+
+    S of entering and of offline transitions [heads, B]; V' = V(s', g) [B] of the offline ones.
+    """
+    residual = (offline - gamma * following).square()
+    return (-entering.mean(-1) + REGULARISER * offline.mean(-1) + 0.5 * residual.mean(-1)).sum()
+
+
+def stable_loss(entering: Tensor, offline: Tensor, following: Tensor, gamma: float, c: float) -> Tensor:
+    """E_q[(S + c / (1 - gamma))^2] + (1 - gamma) 1e-4 E_rho[S^2] + E_rho[(S - c - gamma V')^2] / 2, as `dual_loss`."""
+    attained = (entering + c / (1 - gamma)).square().mean(-1)
+    size = (1 - gamma) * REGULARISER * offline.square().mean(-1)
+    residual = (offline - c - gamma * following).square().mean(-1)
+    return (attained + size + 0.5 * residual).sum()
+
+
+def effective_share(advantage: Tensor, temperature: float) -> Tensor:
+    """(sum w)^2 / (B sum w^2) of the weights w = min(exp(temperature A), 100): 1 if all are alike, 1 / B if one counts.
+
+    Relative to the largest weight: a number even where all of them are too small for one.
+    """
+    log = (temperature * advantage.double()).clamp(max=math.log(100.0))
+    weight = torch.exp(log - log.max())
+    return (weight.sum().square() / weight.square().sum() / len(weight)).to(advantage.dtype)
+
+
+class SMORe(Agent):
+    """S(s, a, g) from entering transitions and Bellman residuals, V(s, g) by expectiles, pi(a | s, g) by AWR."""
+
+    Config = SMOReConfig
+
+    def __init__(self, config: SMOReConfig, spec: DataSpec):
+        super().__init__()
+        self.config, self.goal_dim = config, spec.goal_dim
+        pair = spec.observation_dim + (spec.goal_dim or spec.observation_dim)
+        self.value = GoalValue(pair, config.value_hidden, members=1)
+        self.critic = EnsembleMLP(2, [pair + spec.action_dim, *config.value_hidden, 1])
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor = TanhPolicy(pair, config.actor_hidden, spec.action_dim)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The offline rows, with the `scores` [B] of the target critics; the entering rows, as `entering_...`."""
+        offline, entering = by_source(batch, 2)
+        entering = {f"entering_{name}": column for name, column in entering.items()}
+        return offline | entering | {"scores": scores(self.target_critic, offline).amin(0)}
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Expectile regression of V(s, g) towards the lower target score of the data's action."""
+        v = self.value(batch["observations"], batch["goals"])[0]
+        error = batch["scores"] - v
+        loss = expectile_loss(error, error, self.config.expectile).mean()
+        return loss, {"value/loss": loss.detach(), "value/mean": v.detach().mean()}
+
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """AWR with A = S - V; how many of the batch's rows the weights leave."""
+        s, g, temperature = batch["observations"], batch["goals"], self.config.temperature
+        with torch.no_grad():
+            advantage = batch["scores"] - self.value(s, g)[0]
+        log_prob = self.actor.log_prob(self.actor(s, g), batch["actions"])
+        loss = awr_loss(advantage, log_prob, temperature)
+        return loss, {
+            "actor/loss": loss.detach(),
+            "actor/advantage": advantage.mean(),
+            "actor/effective_share": effective_share(advantage, temperature),
+            "actor/clipped": (awr_weight(advantage, temperature) >= 100).float().mean(),
+        }
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Up where goals are entered, Bellman-consistent on offline rows."""
+        c = self.config
+        offline, entering = scores(self.critic, batch), scores(self.critic, batch, "entering_")
+        with torch.no_grad():
+            following = self.value(batch["next_observations"], batch["goals"])[0]
+        if c.variant == "smore":
+            loss = dual_loss(entering, offline, following, c.discount)
+        else:
+            loss = stable_loss(entering, offline, following, c.discount, c.step_reward)
+        means = {"critic/offline": offline.detach().mean(), "critic/entering": entering.detach().mean()}
+        largest = torch.maximum(offline.detach().abs().amax(), entering.detach().abs().amax())
+        return loss, {"critic/loss": loss.detach(), "critic/largest": largest} | means
+
+    def updates(self) -> tuple[Update, ...]:
+        lr = self.config.lr
+        return (
+            Update("value", self.value_loss, (self.value,), lr),
+            Update("actor", self.actor_loss, (self.actor,), lr, schedule=self.cosine),
+            Update("critic", self.critic_loss, (self.critic,), lr),
+        )
+
+    def cosine(self, step: int) -> float:
+        """The factor of the policy's learning rate: from 1 at the first step to 0 after the last."""
+        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.config.updates))
+
+    def commit(self, aux: Metrics) -> None:
+        """Move the targets towards the critics as they are after their step."""
+        targets, sources = tuple(self.target_critic.parameters()), tuple(self.critic.parameters())
+        torch._foreach_lerp_(targets, sources, self.config.target_rate)
+
+    def levels(self) -> tuple[Level, ...]:
+        return (GoalLevel(self.actor),)
+
+    def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        return {"V": self.value(observation, goal)[0]}
