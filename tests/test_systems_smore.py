@@ -115,6 +115,16 @@ def test_a_smaller_c_scales_the_stable_loss_and_nothing_else():
     assert float(small) == pytest.approx(1e-4 * float(whole), rel=1e-12)
 
 
+@pytest.mark.parametrize(("c", "factor"), [(-2.0, math.exp(12)), (-0.2, 3.32), (-0.02, 1.127)])
+def test_what_a_step_nearer_to_the_goal_is_worth(c, factor):
+    """Entering is worth -c / (1 - gamma), the step before it c + gamma times that: -2c less."""
+    top = -c / 0.01
+    gain = top - (c + 0.99 * top)
+    assert gain == pytest.approx(-2 * c) and math.exp(3 * gain) == pytest.approx(factor, rel=1e-3)
+    fixed = smore.stable_loss(t([top]), t([top - gain]), t(top), 0.99, c)
+    assert float(fixed) == pytest.approx(0.01 * smore.REGULARISER * (top - gain) ** 2, rel=1e-9)
+
+
 # --- losses, gradients, the order of a step
 
 
@@ -254,7 +264,7 @@ def test_recipes():
     assert (full.batch_size, full.updates, full.value_hidden, full.lr) == (256, 3_000_000, (256,) * 3, 3e-4)
     for size in ("cpu", "demo"):
         small = recipe(smore.SMOReConfig, "fetchreach-mixed-v0", size)
-        assert (small.step_reward, small.temperature, small.value_hidden) == (-0.02, 3, (256, 256))
+        assert (small.step_reward, small.temperature, small.value_hidden) == (-0.2, 3, (256, 256))
 
 
 # --- goals apart from observations, in a run
