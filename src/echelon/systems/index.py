@@ -27,6 +27,7 @@ CLASSES = {
     "ota": "echelon.systems.offline.ota:OTA",
     "hilp": "echelon.systems.offline.hilp:HILP",
     "saw": "echelon.systems.offline.saw:SAW",
+    "hecrl": "echelon.systems.offline.hecrl:HECRL",
     "smore": "echelon.systems.offline.smore:SMORe",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",

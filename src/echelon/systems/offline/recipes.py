@@ -25,6 +25,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "planning_states": 5_000,
         "step_reward": -0.2,
         "hidden": (256, 256),
+        "diffuser_hidden": (256, 256, 256, 256),
+        "samples": 64,
         "eval_every": 5_000,
         "eval_episodes": 20,
         "log_every": 500,
@@ -37,6 +39,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "planning_states": 5_000,
         "step_reward": -0.2,
         "hidden": (256, 256),
+        "diffuser_hidden": (256, 256, 256, 256),
+        "samples": 64,
         "eval_every": 2_500,
         "eval_episodes": 10,
         "log_every": 250,
@@ -95,6 +99,8 @@ def environment_settings(system: str, env: str) -> dict[str, Any]:
         settings["alpha"] = CLONING[system]["explore" if kind == "explore" else known]
     if system in ("hiql", "ota") and env.startswith("antmaze") and kind == "explore":
         settings |= {"low_alpha": 10.0, "high_alpha": 10.0}
+    if system == "hecrl" and world == "scene":
+        settings |= {"hold_steps": 50, "num_subgoals": 16, "samples": 64, "reach": -25.0}
     if system == "saw":
         single = env.startswith("cube-single")
         settings["kl_alpha"] = 3.0 if maze else 0.3 if single else 1.0
