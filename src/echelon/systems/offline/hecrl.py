@@ -16,8 +16,8 @@ Conventions: the reward judges the next state, 0 if every object lies within 4 c
 Deviations: state entities only. Objects differ in colour, which OGBench's numbers do not show but its goals mean: a
 learned tag tells entities apart (`identity="none"`: interchangeable, as sets of any size). Moments of observations are
 running ones (released: from the whole data at once). The diffusion loss is the mean over the middle frame; the released
-mean over all frames is a third of it plus a constant. Gradients are not clipped (released: at norm 20). The first
-noise of all rows is the same, so that plans do not depend on who else plans.
+mean over all frames is a third of it plus a constant. Gradients are not clipped (released: at norm 20). All rows of
+a plan share their noise, so that nobody's plan depends on who else plans. In mazes the set has one entity.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class SubgoalLevel(Level):
 
     def start(self, streams: int) -> Tensor:
         """Ticks of the episode so far."""
-        return torch.zeros(streams, dtype=torch.int64)
+        return torch.zeros(streams, dtype=torch.int64, device=self.agent.norm.mean.device)
 
     def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Features, Tensor | None]:
         assert memory is not None
