@@ -84,8 +84,10 @@ def synthetic_store(folder: Path, episodes: int = 6, length: int = 20) -> Store:
 def small(cls: type[Agent], **changes: Any) -> Config:
     """The default configuration with tiny layers and a tiny budget."""
     config = cls.Config(**SMALL)
-    layers = {f.name: (12, 12) for f in dataclasses.fields(config) if f.name.endswith("hidden")}
-    return dataclasses.replace(config, **layers | changes)
+    names = [f.name for f in dataclasses.fields(config)]
+    smaller: dict[str, Any] = {name: (12, 12) for name in names if name.endswith("hidden")}
+    smaller |= {name: 8 for name in names if name == "samples"}  # that a planner chooses from
+    return dataclasses.replace(config, **smaller | changes)
 
 
 @contextlib.contextmanager
