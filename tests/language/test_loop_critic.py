@@ -143,6 +143,19 @@ def test_the_targets_are_learned_within_the_clip() -> None:
     assert error(critic.values(view, record.size)) < before / 20
 
 
+def test_passes_are_steps_on_the_same_targets() -> None:
+    record = told()
+    turns, view = Turns.of(record), paths(record)
+    once, thrice = learner(("low",)), learner(("low",), critic_passes=3)
+    values, targets = once.values(view, record.size), targets_of(turns)
+    where = torch.ones(turns.tokens.size, dtype=torch.bool)
+    for _ in range(3):
+        once.optimise(view, turns, where, values, targets)
+    thrice.optimise(view, turns, where, values, targets)
+    same = zip(once.critic.parameters(), thrice.critic.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+
+
 def test_nothing_to_learn() -> None:
     critic, record = learner(), told()
     turns, view = Turns.of(record), paths(record)
@@ -174,6 +187,23 @@ def test_the_critic_begins_as_the_warm_start_with_values_of_0(tmp_path: Path) ->
     begun.step = 1
     record = begun.collect().record
     assert not bool(begun.learner.values(paths(record), record.size)["value"].any())
+
+
+def test_the_policy_waits_for_its_critic(tmp_path: Path) -> None:
+    begun = open_run(PPO, tmp_path, critic_warmup=1)
+    assert begun.learner is not None
+
+    def weights() -> list[Tensor]:
+        return [p.detach().clone() for p in begun.parameters]
+
+    before, values = weights(), [p.detach().clone() for p in begun.learner.critic.parameters()]
+    begun.step = 1
+    found = begun.iterate()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(), strict=True)) and "loss/policy" not in found
+    assert not all(torch.equal(a, b) for a, b in zip(values, begun.learner.critic.parameters(), strict=True))
+    begun.step = 2
+    assert "loss/policy" in begun.iterate()
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights(), strict=True))
 
 
 def test_agents_without_heads_have_no_critic(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ class CriticConfig(LanguageConfig):
 
     critic_lr: float = 1e-3
     """AdamW's learning rate of the critic (published, for 1.5 B and more: 1e-5, ten times the policy's)."""
+    critic_passes: int = 1
+    """Steps of the critic on each minibatch of an iteration (published: 1, on minibatches of 256 turns)."""
+    critic_warmup: int = 0
+    """Iterations at the start in which the critic alone learns (published: 0)."""
     value_clip: float = 0.5
     """How far a value may move in one iteration before its loss is flat (published: 0.5)."""
 
@@ -39,6 +43,8 @@ class CriticConfig(LanguageConfig):
         super().__post_init__()
         for name in ("critic_lr", "value_clip"):
             self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+        self.require("critic_passes", self.critic_passes >= 1, "at least 1")
+        self.require("critic_warmup", self.critic_warmup >= 0, "0 or more")
 
 
 class ValueLearner:
@@ -59,7 +65,7 @@ class ValueLearner:
     def optimise(
         self, view: View, turns: Turns, where: Tensor, values: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> Step | None:
-        """One step towards the targets at the items `where`, bool [M]; None if there is none among them.
+        """Steps towards the targets at the items `where`, bool [M], and the last of them; None without such items.
 
         values: head → [M], as they were at the beginning of the iteration. targets: head → [M], NaN where a head has
         none.
@@ -79,11 +85,13 @@ class ValueLearner:
             terms[f"value/{head}"] = Term(_ValueLoss(head, self.config.value_clip), weight, want=(head,))
         if not terms:
             return None
+        step = None
         self.critic.train()
-        step = policy_step(
-            self.scorer, view, terms, self.optimiser, given=given, budget=self.config.token_budget,
-            max_norm=self.config.clip_norm,
-        )  # fmt: skip
+        for _ in range(self.config.critic_passes):
+            step = policy_step(
+                self.scorer, view, terms, self.optimiser, given=given, budget=self.config.token_budget,
+                max_norm=self.config.clip_norm,
+            )  # fmt: skip
         self.critic.eval()
         return step
 

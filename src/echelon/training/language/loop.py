@@ -249,13 +249,14 @@ class LanguageRun(Trainer):
                 given["ref_logp"] = self._score(self.reference, view, record.size)
         group = turns.tokens.expand(turns.tree["group"].ids)  # [M]
         steps, value_steps = [], []
+        waits = self.learner is not None and self.step <= self.learner.config.critic_warmup
         for part in torch.arange(turns.tree["group"].n).tensor_split(c.minibatches):
             if not len(part):
                 continue
             here = (group >= part[0]) & (group <= part[-1])
             if self.learner is not None and (step := self.learner.optimise(view, turns, here, values, credit.target)):
                 value_steps.append(step)
-            if bool((here & trained).any()):
+            if not waits and bool((here & trained).any()):
                 weight = loss_weights(turns.tokens, c.aggregation, where=here & chosen, weight=credit.weight)
                 steps.append(self._optimise(view, over_items(turns, weight, record.size), given))
         self.engine.load("policy", {})
