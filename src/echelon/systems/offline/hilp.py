@@ -23,12 +23,14 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echelon.claims import Above, Claim, NotWorse, Score, success
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.planning.midpoint import nearest_midpoint
@@ -312,3 +314,58 @@ class HILP(Agent):
     def set_extra_state(self, state: Tensor) -> None:
         """Continue the draws where `get_extra_state` was taken."""
         self.generator.set_state(state.cpu())
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size. One training serves all prompts."""
+    from echelon.systems.offline.cells import straight_order, value_order
+    from echelon.systems.offline.prompts import prompted
+    from echelon.systems.offline.recipes import arm
+
+    size, maze = "published" if full else "cpu", "pointmaze-large-navigate-v0"
+    source = "arXiv 2402.15567"
+    hilp = arm(HILPConfig, maze, size, "HILP-Plan", prompt="plan")
+    # a step there is 0.2 long, in the Hilbert embedding 1: five times the temperature gives the same weights
+    euclidean = arm(
+        HILPConfig, maze, size, "Euclidean plan", prompt="plan", embedding="euclidean", skill_temperature=50.0
+    )
+    plan, goal, at_random = (Score(hilp, partial(prompted, prompt=name)) for name in ("plan", "goal", "random"))
+    return (
+        Claim(
+            id="above-random-skill",
+            text="On pointmaze-large-navigate mid-points of the Hilbert embedding lead the skills to more goals than "
+            "random skills of the same weights reach, by 10 points or more.",
+            method=plan,
+            baseline=at_random,
+            test=Above(10),
+            source=source,
+        ),
+        Claim(
+            id="plan-not-below-goal",
+            text="On pointmaze-large-navigate heading for mid-points is not worse than heading straight for the goal "
+            "by 10 points, with the same weights.",
+            method=plan,
+            baseline=goal,
+            test=NotWorse(10),
+            source=source,
+        ),
+        Claim(
+            id="above-euclidean",
+            text="On pointmaze-large-navigate the Hilbert embedding leads to more goals than the observation in its "
+            "place, which knows no walls, by 10 points or more.",
+            method=Score(hilp, success),
+            baseline=Score(euclidean, success),
+            test=Above(10),
+            source=source,
+            also=(Score(euclidean, partial(prompted, prompt="goal")),),
+        ),
+        Claim(
+            id="order-of-distances",
+            text="Over all pairs of cells of pointmaze-large distances in the Hilbert embedding are ordered like the "
+            "ways between them, better than straight distances are (rank correlation .822).",
+            method=Score(hilp, partial(value_order, value="V")),
+            baseline=Score(hilp, straight_order),
+            test=Above(0),
+            source=source,
+        ),
+    )

@@ -8,13 +8,15 @@ Source: HECRL (arXiv 2602.02722), which reports 1.04 to 1.36 of 3 cubes for diff
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from echelon.data.store import Store
-from echelon.errors import UsageError
+from echelon.envs.ensure import ensure
+from echelon.errors import DataError, UsageError
 from echelon.systems.offline.hecrl import HECRL
 
 LARGEST = 7
@@ -65,3 +67,18 @@ def moved_by_subgoals(agent: HECRL, s: Tensor, g: Tensor, n: int = 16, seed: int
         raise UsageError(f"no objects are declared for '{agent.config.env}': subgoals that move them cannot be counted")
     moved = moved_objects(here.repeat_interleave(n, 0), there, metres)
     return moved.double().view(len(s), n).mean(1)
+
+
+def objects_left(run: Any, pairs: int = 256) -> np.ndarray:
+    """Statistic of a claim: how many of the n objects a proposed subgoal leaves in their place, [pairs], 0 to n.
+
+    Means over 16 proposals of a run's final weights, between states of the validation episodes, the same for every
+    run, that differ in the place of every object. DataError where the data have no validation episodes.
+    """
+    agent = run.agent()
+    held_out = ensure(run.config["env"], run.config["transitions"]).validation()
+    if held_out is None:
+        raise DataError(f"{run.config['env']} has no validation episodes to take pairs of states from")
+    s, g = held_out_pairs(held_out, agent, pairs)
+    positions = agent.positions(s)
+    return positions.shape[1] - moved_by_subgoals(agent, s, g).numpy()

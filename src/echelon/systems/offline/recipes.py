@@ -72,10 +72,10 @@ def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
     return cls(env=env, **{name: value for name, value in settings.items() if name in fields})
 
 
-def arm(cls: type[Config], env: str, size: str) -> Arm:
-    """One side of a claim: the recipe with each seed."""
-    config = recipe(cls, env, size)
-    return Arm(cls.system.upper(), lambda seed: dataclasses.replace(config, seed=seed))
+def arm(cls: type[Config], env: str, size: str, name: str = "", **changes: Any) -> Arm:
+    """One side of a claim: the recipe with each seed, with `changes` to its fields if it is not the system as it is."""
+    config = dataclasses.replace(recipe(cls, env, size), **changes)
+    return Arm(name or cls.system.upper(), lambda seed: dataclasses.replace(config, seed=seed))
 
 
 def check(config: Config) -> None:

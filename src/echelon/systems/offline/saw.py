@@ -24,6 +24,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, Claim, NotWorse, Score, success
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Level
 from echelon.losses.policy import awr_loss, awr_weight
@@ -196,3 +197,57 @@ class SAW(Agent):
 
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
         return {"V": self.value(observation, self.phi(observation, goal)).mean(0)}
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size, with two more comparisons."""
+    from echelon.systems.offline.hiql import HIQLConfig
+    from echelon.systems.offline.recipes import arm
+
+    size, source = "published" if full else "cpu", "arXiv 2505.14975"
+    maze, stitch = "pointmaze-large-navigate-v0", "pointmaze-large-stitch-v0"
+    saw = arm(SAWConfig, maze, size)
+    flat = "GCIVL's extraction (bootstrap_weight 0)"
+    found = (
+        Claim(
+            id="above-own-net",
+            text="On pointmaze-large-navigate SAW succeeds more often than its own networks without the pull towards "
+            "the near policy, by 15 points or more (published: 85 to GCIVL's 45).",
+            method=Score(saw, success),
+            baseline=Score(arm(SAWConfig, maze, size, flat, bootstrap_weight=0.0), success),
+            test=Above(15),
+            source=source,
+        ),
+        Claim(
+            id="not-below-hiql",
+            text="On pointmaze-large-navigate SAW, which acts without a hierarchy, is not worse than HIQL by 10 points "
+            "(published: 85 to 58).",
+            method=Score(saw, success),
+            baseline=Score(arm(HIQLConfig, maze, size), success),
+            test=NotWorse(10),
+            source=source,
+        ),
+    )
+    if not full:
+        return found
+    return (
+        *found,
+        Claim(
+            id="above-alike",
+            text="On pointmaze-large-navigate waypoints weighted by what they gain (kl_alpha 3) teach more than "
+            "waypoints that all weigh alike (kl_alpha 0).",
+            method=Score(saw, success),
+            baseline=Score(arm(SAWConfig, maze, size, "SAW, kl_alpha 0", kl_alpha=0.0), success),
+            test=Above(0),
+            source=source,
+        ),
+        Claim(
+            id="stitch-control",
+            text="On pointmaze-large-stitch, where no waypoint of a trajectory leads on to others, SAW is not above "
+            "GCIVL's extraction by 10 points (published: 8 to GCIVL's 12).",
+            method=Score(arm(SAWConfig, stitch, size, flat, bootstrap_weight=0.0), success),
+            baseline=Score(arm(SAWConfig, stitch, size), success),
+            test=NotWorse(10),
+            source=source,
+        ),
+    )
