@@ -5,7 +5,7 @@ log-odds are log p(g | s, a) - log p(g) up to a constant, where p(g | s, a) is t
 policy; so they are a critic for reaching g, and a policy climbs them.
 Source: arXiv 2206.07568; networks, goal draws and policy extraction of OGBench's reference agent (arXiv 2410.20092).
 Levels: one policy, a decision every environment step.
-Shares with GCIQL: the DDPG+BC loss. QRL imports the policy's step from here.
+Shares with GCIQL: the policy's DDPG+BC step.
 Conventions: among B rows a goal has B - 1 negatives, all pairs weigh alike, so the log-odds at the optimum are
 log p(g | s, a) / p(g) - log(B - 1). Both members of the critic learn from the same pairs; the policy climbs their
 minimum.
@@ -17,7 +17,6 @@ action also where the standard deviation is learned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,11 +26,11 @@ from torch import Tensor
 
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Level
-from echelon.losses.policy import ddpgbc_loss
 from echelon.nets.bilinear import BilinearCritic
 from echelon.nets.frozen import frozen
 from echelon.nets.goal import GaussianPolicy
 from echelon.systems.offline.common import ActorConfig, GoalLevel
+from echelon.systems.offline.gciql import climb_loss
 from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
 
 
@@ -69,16 +68,6 @@ def contrastive_loss(logits: Tensor) -> Tensor:
     """
     own = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
     return F.binary_cross_entropy_with_logits(logits, own.expand_as(logits))
-
-
-def climb_loss(
-    actor: GaussianPolicy, q: Callable[[Tensor], Tensor], batch: Batch, alpha: float
-) -> tuple[Tensor, Metrics]:
-    """DDPG+BC of pi(a | s, g): `q` maps the clipped mean actions [B, A] to Q [B], without gradient for its weights."""
-    mean = actor(batch["observations"], batch["actor_goals"])
-    value = q(mean.clamp(-1, 1))
-    loss = ddpgbc_loss(value, actor.log_prob(mean, batch["actions"]), alpha)
-    return loss, {"actor/loss": loss.detach(), "actor/q": value.detach().mean()}
 
 
 class CRL(Agent):

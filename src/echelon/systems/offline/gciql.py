@@ -4,6 +4,7 @@ Idea: IQL with goals: a twin critic Q(s, g, a), an expectile value V(s, g) of it
 stays near the data (DDPG+BC).
 Source: OGBench's reference agent (arXiv 2410.20092); IQL (arXiv 2110.06169).
 Levels: one policy, a decision every environment step.
+CRL and QRL import the policy's step from here.
 Deviations: continuous actions and state observations only; DDPG+BC extraction only (OGBench's choice for its
 table), with Q at the mean action also where the standard deviation is learned.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +48,16 @@ class GCIQLConfig(GoalConfig):
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of one batch."""
         return {"value": self.value_goals(), "actor": self.actor_goals()}
+
+
+def climb_loss(
+    actor: GaussianPolicy, q: Callable[[Tensor], Tensor], batch: Batch, alpha: float
+) -> tuple[Tensor, Metrics]:
+    """DDPG+BC of pi(a | s, g): `q` maps the clipped mean actions [B, A] to Q [B], without gradient for its weights."""
+    mean = actor(batch["observations"], batch["actor_goals"])
+    value = q(mean.clamp(-1, 1))
+    loss = ddpgbc_loss(value, actor.log_prob(mean, batch["actions"]), alpha)
+    return loss, {"actor/loss": loss.detach(), "actor/q": value.detach().mean()}
 
 
 class GCIQL(Agent):
@@ -83,11 +95,8 @@ class GCIQL(Agent):
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """DDPG+BC at the policy's mean action."""
         s, g = batch["observations"], batch["actor_goals"]
-        mean = self.actor(s, g)
         with frozen(self.critic):
-            q = self.critic(s, g, mean.clamp(-1, 1)).amin(0)
-        loss = ddpgbc_loss(q, self.actor.log_prob(mean, batch["actions"]), self.config.alpha)
-        return loss, {"actor/loss": loss.detach(), "actor/q": q.detach().mean()}
+            return climb_loss(self.actor, lambda a: self.critic(s, g, a).amin(0), batch, self.config.alpha)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The sum of the three losses."""

@@ -6,7 +6,7 @@ of the network by construction, carry short distances to long ones. A policy the
 Source: arXiv 2304.01203; quasimetric IQE (arXiv 2211.15120); networks, goal draws and constants of OGBench's reference
 agent (arXiv 2410.20092).
 Levels: one policy, a decision every environment step.
-Shares with CRL: the policy's DDPG+BC step, with Q = -d(z', phi(g)) at the predicted next representation z'.
+Shares with GCIQL: the policy's DDPG+BC step, with Q = -d(z', phi(g)) at the predicted next representation z'.
 Conventions: d counts steps, so that V = -d. Every pair (s, random g) is pushed apart with a force that fades as d goes
 beyond `reach` steps. The multiplier is exp of a parameter and moves in the same optimiser step as the rest.
 Deviations: as in OGBench the mean squared excess is held at `eps` (the paper: eps^2), the multiplier has the learning
@@ -31,7 +31,7 @@ from echelon.nets.goal import GaussianPolicy
 from echelon.nets.mlp import MLP
 from echelon.nets.quasimetric import QuasimetricValue
 from echelon.systems.offline.common import ActorConfig, GoalLevel
-from echelon.systems.offline.crl import climb_loss
+from echelon.systems.offline.gciql import climb_loss
 from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
 
 
