@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.errors import MissingExtra, UsageError
+from echelon.language.worlds import _crafting
 from echelon.language.worlds.world import (
     SPLITS,
     BaseWorld,
@@ -109,6 +110,7 @@ def test_a_missing_package_names_the_extra(name: str, package: str, monkeypatch:
     for module in [module for module in sys.modules if module.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
+    _crafting._env.cache_clear()  # what an earlier test has read
     with pytest.raises(MissingExtra, match=r"echelon\[text\]"):
         make(name)
 
