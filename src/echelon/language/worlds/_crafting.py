@@ -150,10 +150,6 @@ def new_game() -> Any:
 
 @cache
 def _env() -> Any:
-    return new_env()
-
-
-def new_env() -> Any:
     """A game of the package, with the recipes in the order of their file names, that prints nothing."""
     package = _package()
     # The package reads `os.listdir` as it comes and reports a wrong count by `print`: give its module others.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -90,7 +91,7 @@ class World(Protocol):
         ...
 
 
-class BaseWorld:
+class BaseWorld(ABC):
     """What all worlds share: checks, the step limit, snapshots by replay of the actions, and lists of tasks.
 
     Raises `UsageError` for a task of another world, an unknown kind, and a step before a reset or after the end.
@@ -160,13 +161,13 @@ class BaseWorld:
             for index, kind in ((i, kinds[i % len(kinds)]) for i in range(count))
         ]
 
+    @abstractmethod
     def _start(self, task: Task) -> Observation:
         """First observation of a game."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _act(self, action: str) -> Observation:
         """Observation after one action; the step limit is looked after by `step`."""
-        raise NotImplementedError
 
 
 def make(name: str, **options: Any) -> BaseWorld:

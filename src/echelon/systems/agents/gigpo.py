@@ -9,9 +9,6 @@ Levels: episode (macro group of the task), turn (step group of the state); token
 Shares with GRPO: the program and the loss; only the credit differs.
 Deviations: small models that imitate the world's expert first, instead of instruct models of 1.5 B and more; the whole
 episode is the context of a turn, not the last few turns.
-Seen here: among 768 episodes from the warm start of the household world (success .30), 4 % of the turns were alone in
-their state. The gradient of one half of them had a cosine of .57 with the unbiased one (GRPO without the division by
-the standard deviation) of the other half; .53 without the step level, .58 with gamma 0.8.
 """
 
 from __future__ import annotations

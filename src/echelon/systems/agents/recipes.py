@@ -55,7 +55,7 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
     "alfworld": {
         "published": {"limit": 50},
         # All actions are well-formed here, for nothing is written around them; where those that the world does not
-        # understand were penalised, models learned within five iterations to look around and do nothing else.
+        # understand were penalised (seed 100), the model soon did nothing but what is always possible, such as to look.
         "cpu": {
             **_HOUSEHOLD,
             "warm_episodes": 4_000,

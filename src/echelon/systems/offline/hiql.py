@@ -33,6 +33,15 @@ from echelon.systems.offline.common import GoalConfig
 from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Polyak, Update
 
 
+def waypoint_goals(config: GoalConfig, steps: int) -> dict[str, GoalSpec]:
+    """`low` goals are the states `steps` ahead, `high` targets those on the way to `high` goals; and the value's."""
+    return {
+        "value": config.value_goals(),
+        "low": GoalSpec(current=1, steps=steps),
+        "high": config.actor_goals(steps=steps),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class HIQLConfig(GoalConfig):
     """Defaults: OGBench."""
@@ -59,11 +68,7 @@ class HIQLConfig(GoalConfig):
 
     def goals(self) -> dict[str, GoalSpec]:
         """The goal draws of one batch: `low` goals are the states k steps ahead."""
-        return {
-            "value": self.value_goals(),
-            "low": GoalSpec(current=1, steps=self.subgoal_steps),
-            "high": self.actor_goals(steps=self.subgoal_steps),
-        }
+        return waypoint_goals(self, self.subgoal_steps)
 
 
 def value_loss(

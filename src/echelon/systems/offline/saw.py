@@ -30,7 +30,7 @@ from echelon.hierarchy.level import Level
 from echelon.losses.policy import awr_loss, awr_weight
 from echelon.nets.goal import GaussianPolicy, GoalRepresentation, GoalValue
 from echelon.systems.offline.common import GoalConfig, GoalLevel
-from echelon.systems.offline.hiql import value_loss
+from echelon.systems.offline.hiql import value_loss, waypoint_goals
 from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Polyak, Update
 
 Divergence = Literal["squared", "kl", "reverse_kl"]
@@ -72,11 +72,7 @@ class SAWConfig(GoalConfig):
 
     def goals(self) -> dict[str, GoalSpec]:
         """HIQL's draws: `low` goals are the states k steps ahead, `high` targets those on the way to `high` goals."""
-        return {
-            "value": self.value_goals(),
-            "low": GoalSpec(current=1, steps=self.subgoal_steps),
-            "high": self.actor_goals(steps=self.subgoal_steps),
-        }
+        return waypoint_goals(self, self.subgoal_steps)
 
 
 class FlatPolicy(GaussianPolicy):

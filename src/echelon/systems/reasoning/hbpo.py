@@ -11,9 +11,8 @@ trains it. A small model imitates the world's expert first, half of whose respon
 them, for a model without language has to learn somewhere what an announcement means; the announcement is no target.
 That expert checks more than it needs and sometimes stops early, so that length can be saved, with and without harm.
 Budgets and lengths are the published ones over 32; at CPU size every budget has 8 tokens more, for the announcement.
-Seen here: the first advantage is no baseline, and as large as the ceilings where answers are wrong. From warm starts
-that are right in a quarter of their samples it outweighs the second, and accuracy falls; without it (`intra_coef` 0) it
-rises. From one that is right in three quarters, as the recipe's, the method works.
+The first advantage is no baseline: it is never positive, and where answers are wrong it is as large as the budget's
+ceiling. So a warm start has to be mostly right, as the recipe's is.
 """
 
 from __future__ import annotations
