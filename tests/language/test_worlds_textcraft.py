@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echelon.errors import UsageError
-from echelon.language.worlds._crafting import Kitchen, Recipe, new_env, plan, recipe_book
+from echelon.language.worlds._crafting import Kitchen, Recipe, new_game, plan, recipe_book
 from echelon.language.worlds.textcraft import TextCraft, goals
 from echelon.language.worlds.world import SPLITS, Task, expert_episode, tasks
 
@@ -63,7 +63,7 @@ def test_the_book_has_the_known_numbers_of_items_by_depth() -> None:
 
 @pytest.mark.parametrize("goal", ["oak planks", "light gray dye", "bookshelf", "white bed", "anvil", "beacon"])
 def test_needed_recipes_are_those_that_the_package_shows(goal: str) -> None:
-    env = new_env()
+    env = new_game()
     random.seed(0)
     shown, _ = env.crafting_tree.create_recipe_set("minecraft:" + goal.replace(" ", "_"))
     assert {recipe.recipe_str for recipe in shown} == {recipe.text for recipe in recipe_book().needed(goal)}
