@@ -217,11 +217,12 @@ class Claim:
         return (*(score.statistic for score in self.measured), *guard)
 
 
-def success(run: Evaluated) -> np.ndarray:
-    """Success in points (0 to 100), [task, episode], averaged over the run's last three evaluations.
+def success(run: Evaluated, task: str = "") -> np.ndarray:
+    """Success in points (0 to 100), [task, episode], averaged over the run's last three evaluations; of `task` alone
+    if it is named.
 
     Evaluations of one run are not independent of each other, so the n-th episodes of the last three are one
-    observation, not three. Raises DataError when there is no evaluation or their tasks or episodes differ.
+    observation, not three. Raises DataError when there is no evaluation, no such task, or tasks or episodes differ.
     """
     last = list(run.evaluations)[-LAST_EVALUATIONS:]
     where = getattr(run, "path", "run")
@@ -230,7 +231,10 @@ def success(run: Evaluated) -> np.ndarray:
     sizes = [{task: len(outcomes) for task, outcomes in evaluation["tasks"].items()} for evaluation in last]
     if any(size != sizes[0] for size in sizes) or len(set(sizes[0].values())) != 1:
         raise DataError(f"{where}: evaluations with different tasks or numbers of episodes: {sizes}")
-    return 100.0 * np.mean([list(evaluation["tasks"].values()) for evaluation in last], axis=0)
+    if task and task not in sizes[0]:
+        raise DataError(f"{where}: no task '{task}' was evaluated; there are {', '.join(sizes[0])}")
+    chosen = [task] if task else list(sizes[0])
+    return 100.0 * np.mean([[evaluation["tasks"][name] for name in chosen] for evaluation in last], axis=0)
 
 
 def metric(run: Logged, name: str) -> np.ndarray:

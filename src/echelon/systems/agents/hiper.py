@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, Claim, Score, metric, success
 from echelon.credit.credit import Credit, spread
 from echelon.credit.segments import hae, normalise_levels, switch_difference
 from echelon.language.words import Tokenizer
@@ -167,3 +169,29 @@ def switch_probability(turns: Turns) -> Tensor:
     logp = turns.record.items.logp[turns.items].nan_to_num(0.0)
     written = turns.tokens.reduce(torch.where(blocks(turns) == SWITCH, logp, 0)).exp()
     return torch.where(switches(turns), written, 1 - written)
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.agents.recipes import arm_of, recipe
+
+    size = "published" if full else "cpu"
+    method, flat = (arm_of(recipe(system.Config, "alfworld", size)) for system in (HiPER, PPOPlan))
+    two = partial(success, task="two")
+    heads = "value/low/explained", "value/high/explained", "segments/turns"
+    return (
+        Claim(
+            id="above-ppo-plan",
+            text="On the ALFWorld engine with synthetic scenes HiPER succeeds more often than PPO with the same "
+            "plan-execute prompt (published on ALFWorld, 1.5 B: 95.3 to 81.3).",
+            method=Score(method, success),
+            baseline=Score(flat, success),
+            test=Above(0),
+            source="arXiv 2602.16165; with a small model",
+            also=(
+                *(Score(arm, two) for arm in (method, flat)),
+                *(Score(method, partial(metric, name=name)) for name in heads),
+                Score(flat, partial(metric, name="value/value/explained")),
+            ),
+        ),
+    )

@@ -86,7 +86,21 @@ _CRAFTS: dict[str, Any] = {
     "eval_kinds": tuple(f"depth{depth}-{count}" for depth in (1, 2) for count in (0, 10, 30, 100)),
     "context": 2048,
 }
+# No groups are compared here, so that more tasks are better than more episodes of each.
+_PLANS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "kinds": ("heat", "cool", "two"),
+        "limit": 18,
+        "tasks": 15,
+        "group": 4,
+        "updates": 40,
+        "eval_every": 10,
+        "eval_episodes": 50,
+    },
+}
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("hiper", "alfworld"): _PLANS,
+    ("ppo-plan", "alfworld"): _PLANS,
     ("coda", "textcraft"): {
         "published": {"kinds": _CRAFTS["kinds"], "eval_kinds": _CRAFTS["eval_kinds"], "context": 2048},
         "cpu": {
