@@ -18,11 +18,12 @@ from small_runs import small, synthetic_store, tiny_world
 from test_systems_hecrl import build as build_hecrl
 from test_systems_hecrl import cube_store
 
+from echelon.claims import AtLeast, success
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
 from echelon.evidence import reproduce
 from echelon.evidence.run import Run
-from echelon.systems.offline import moved
+from echelon.systems.offline import moved, smore
 from echelon.systems.offline.beside import beside, gained_over
 from echelon.systems.offline.cells import rank_correlation, straight_order, value_order
 from echelon.systems.offline.hilp import HILP, HILPConfig
@@ -172,7 +173,7 @@ def test_an_arm_is_the_recipe_with_changes():
     assert side.config(4) == dataclasses.replace(changed, prompt="goal", skill_temperature=3.0)
 
 
-@pytest.mark.parametrize(("system", "trainings"), [("saw", 9), ("hilp", 6), ("smore", 12), ("hecrl", 6)])
+@pytest.mark.parametrize(("system", "trainings"), [("saw", 9), ("hilp", 6), ("smore", 18), ("hecrl", 6)])
 def test_claims_share_their_trainings(system, trainings):
     assert len(configs(system)) == trainings
 
@@ -180,11 +181,27 @@ def test_claims_share_their_trainings(system, trainings):
 def test_what_a_score_is_compared_with_is_trained_too():
     """`gained_over` reads runs on more experts' data: the same claim trains them."""
     for full in (False, True):
-        claim = next(c for c in reproduce.claims_of("smore", full) if c.id == "fewer-experts")
-        trained = {score.arm.config(0) for score in claim.measured}
-        for score in claim.scores:
-            assert isinstance(score.statistic, partial)
-            assert dataclasses.replace(score.arm.config(0), env=score.statistic.keywords["env"]) in trained
+        compared = [c for c in reproduce.claims_of("smore", full) if c.id.startswith("fewer-experts")]
+        assert len(compared) == 2
+        for claim in compared:
+            trained = {score.arm.config(0) for score in claim.measured}
+            for score in claim.scores:
+                assert isinstance(score.statistic, partial)
+                assert dataclasses.replace(score.arm.config(0), env=score.statistic.keywords["env"]) in trained
+
+
+@pytest.mark.parametrize("place", ["fetchreach", "fetchpush"])
+def test_smore_s_claims_are_about_one_place(place, monkeypatch):
+    monkeypatch.setattr(smore, "PLACE", place)
+    monkeypatch.setattr(smore, "ENOUGH", 60.0)
+    for full, shares in ((False, ("", "1")), (True, ("", "2.5", "1"))):
+        enough, cloning, awr = reproduce.claims_of("smore", full)
+        assert enough.test == AtLeast(60) and "60 %" in enough.text
+        data = {f"{place}-mixed{share}-v0" for share in shares}
+        for claim, sides in ((cloning, 2), (awr, 3)):
+            curves = [score for score in claim.also if score.statistic is success]
+            assert {score.arm.config(0).env for score in curves} == data and len(curves) == sides * len(data)
+        assert all(score.arm.config(0).env in data for score in enough.measured)
 
 
 def test_ablations_differ_in_what_they_are_named_after():
@@ -207,5 +224,6 @@ def test_ablations_differ_in_what_they_are_named_after():
         ("hilp", "above-euclidean"): {"embedding", "skill_temperature"},
         ("hilp", "order-of-distances"): set(),
         ("smore", "fewer-experts"): {"temperature"},
+        ("smore", "fewer-experts-than-awr"): {"variant"},
         ("hecrl", "moves-fewer"): {"high"},
     }

@@ -84,7 +84,7 @@ def test_rows_of_a_batch_are_transitions_of_the_data(tmp_path):
     batch = OfflineSource(store_of(tmp_path), BOTH, 4000, 0, block=1).next()
     assert {name: tuple(x.shape) for name, x in batch.items()} == {
         "observations": (8000, 3), "next_observations": (8000, 3), "actions": (8000, 2), "goals": (8000, 2),
-        "source": (8000,),
+        "source": (8000,), "entered": (8000,),
     }  # fmt: skip
     offline, entering = by_source(batch, 2)
     assert offline["source"].unique().tolist() == [0] and entering["source"].unique().tolist() == [1]
@@ -103,6 +103,19 @@ def test_rows_of_a_batch_are_transitions_of_the_data(tmp_path):
     assert torch.equal(entering["goals"][~own], entering["next_observations"][~own][:, :2])
     ends = {tuple(row) for row in entering["next_observations"][own][:, :2].int().tolist()}
     assert ends == {(0, 4), (2, 3)}
+    assert bool(entering["entered"].all())
+    ahead = offline["goals"][:, 1] - offline["observations"][:, 1]
+    assert torch.equal(offline["entered"], ~asked & (ahead == 1)) and 0 < offline["entered"].sum() < 4000
+
+
+def test_each_source_has_a_radius_of_its_own(tmp_path):
+    """Within 1.5 places a goal two steps ahead is entered as well, and one asked for 0.04 beside the last state."""
+    sources = {"far": HindsightSpec(radius=1.5), "near": HindsightSpec()}
+    far, near = by_source(OfflineSource(store_of(tmp_path), sources, 4000, 0, block=1).next(), 2)
+    for part, steps in ((far, 2), (near, 1)):
+        ahead = part["goals"][:, 1] - part["observations"][:, 1]
+        beside = (part["goals"][:, 0] - part["observations"][:, 0]).abs() < 1
+        assert torch.equal(part["entered"], beside & (ahead <= steps) & (ahead > 1 - steps))
 
 
 def test_a_first_state_has_no_predecessor():

@@ -54,7 +54,9 @@ def mixed_batch(seed: int = 5) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     sizes = {"observations": OBS, "next_observations": OBS, "actions": ACT, "goals": GOAL}
     batch = {name: torch.randn(2 * B, size, generator=g, dtype=torch.float64) for name, size in sizes.items()}
-    return batch | {"source": torch.tensor([0] * B + [1] * B)}
+    flags = {"source": torch.tensor([0] * B + [1] * B), "entered": torch.arange(2 * B) % 3 == 0}
+    flags["entered"][B:] = True
+    return batch | flags
 
 
 def weights(agent: smore.SMORe) -> dict:
@@ -91,6 +93,14 @@ def test_the_dual_loss_of_the_worked_example():
     assert float(smore.dual_loss(ENTERING, OFFLINE, FOLLOWING, 0.99)) == pytest.approx(-168.851875, abs=5e-7)
 
 
+def test_the_sparse_loss_of_the_worked_example():
+    """Targets -13.88 and, as it enters, 200 of the offline rows: (2500 + 100 + 3.88^2 + 204^2) / 4."""
+    entered = torch.tensor([False, True])
+    assert float(smore.sparse_loss(ENTERING, OFFLINE, entered, FOLLOWING, 0.99, -2)) == pytest.approx(11057.7636)
+    both = smore.sparse_loss(ENTERING.expand(2, 2), OFFLINE.expand(2, 2), entered, FOLLOWING, 0.99, -2)
+    assert float(both) == pytest.approx(2 * 11057.7636)
+
+
 def test_the_value_loss_of_the_worked_example():
     d = t(2, -1)
     assert float(expectile_loss(d, d, 0.8).mean()) == pytest.approx(1.7)
@@ -108,6 +118,18 @@ def test_the_fixed_point_counts_down_from_200(monkeypatch):
         table = table - scores.grad * t(4, 4, 4, 0.5, 4)  # each step is at its own minimum
     assert table[0, :4].tolist() == pytest.approx([188.1196, 192.04, 196, 200], abs=1e-9)
     assert float(table[0, 4]) == pytest.approx(-200, abs=1e-9)
+
+
+def test_the_sparse_reward_has_the_same_fixed_point():
+    """The same chain, whose last step is among the offline rows too, and what its steps are worth by a 0/1 reward."""
+    table, entered = t(0, 0, 0, 0, -200), torch.arange(5) == 3
+    for _ in range(6):
+        scores = table[None].clone().requires_grad_()
+        smore.sparse_loss(scores[:, 3:4], scores, entered, table[[1, 2, 3, 4, 4]], 0.99, -2).backward()
+        table = table - scores.grad[0] * t(5, 5, 5, 1 / 1.2, 5)
+    assert table.tolist() == pytest.approx([188.1196, 192.04, 196, 200, -200], abs=1e-9)
+    discounted = t(0.99**3, 0.99**2, 0.99, 1, 0)
+    torch.testing.assert_close(table, 200 * (2 * discounted - 1), rtol=0, atol=1e-9)
 
 
 def test_a_smaller_c_scales_the_stable_loss_and_nothing_else():
@@ -129,7 +151,7 @@ def test_what_a_step_nearer_to_the_goal_is_worth(c, factor):
 # --- losses, gradients, the order of a step
 
 
-@pytest.mark.parametrize("variant", ["smore_stable", "smore"])
+@pytest.mark.parametrize("variant", ["smore_stable", "smore", "sparse"])
 def test_losses_equal_the_reference(variant):
     agent = agent_of(variant=variant)
     batch = mixed_batch()
@@ -150,7 +172,7 @@ def test_losses_equal_the_reference(variant):
     assert float(metrics["critic/entering"]) == pytest.approx(every[:, B:].mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("variant", ["smore_stable", "smore"])
+@pytest.mark.parametrize("variant", ["smore_stable", "smore", "sparse"])
 def test_gradients_equal_finite_differences_of_the_reference(variant):
     """Along a random direction of each update's own modules."""
     agent = agent_of(variant=variant)
@@ -226,7 +248,7 @@ def test_effective_share():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"variant": "gofar"}, "smore_stable or smore"),
+        ({"variant": "gofar"}, "smore_stable or smore or sparse"),
         ({"stride": "none"}, "episode or released"),
         ({"step_reward": 0.5}, "negative"),
         ({"expectile": 1.0}, "between 0 and 1"),
@@ -244,7 +266,7 @@ def test_settings_reach_the_draws():
     goals = smore.SMOReConfig(future=0.5, goal_radius=0.1, stride="released").goals()
     assert list(goals) == ["offline", "entering"]
     assert [(g.future, g.entering, g.stride) for g in goals.values()] == [(0.5, x, "released") for x in (False, True)]
-    assert goals["entering"].radius == 0.1
+    assert {g.radius for g in goals.values()} == {0.1}
 
 
 def test_recipes():

@@ -2,7 +2,7 @@
 
 Parameters: value = {"heads": [layers]}, critic and target_critic = {"heads": [layers, layers]} on [s; g; a] (no layer
 norm), actor = {"layers", "log_std"} with a tanh on its mean. Rows: {"observations", "goals", "actions", and for the
-offline ones "next_observations"}. Hyper: discount, step_reward, expectile, temperature, variant.
+offline ones "next_observations" and "entered"}. Hyper: discount, step_reward, expectile, temperature, variant.
 """
 
 import math
@@ -49,6 +49,12 @@ def critic_loss(params: Params, offline: Batch, entering: Batch, hyper: Hyper, f
             total += sum((q + c / (1 - gamma)) ** 2 for q in second) / len(second)
             total += (1 - gamma) * 1e-4 * sum(q**2 for q in first) / len(first)
             total += 0.5 * sum((q - (c + gamma * v)) ** 2 for q, v in zip(first, following, strict=True)) / len(first)
+        elif hyper["variant"] == "sparse":  # rewards c until the goal is entered, then -c for ever
+            ends = [
+                -c / (1 - gamma) if e else c + gamma * v for e, v in zip(offline["entered"], following, strict=True)
+            ]
+            errors = [*(q - y for q, y in zip(first, ends, strict=True)), *(q + c / (1 - gamma) for q in second)]
+            total += sum(x * x for x in errors) / len(errors)
         else:
             total += -sum(second) / len(second) + 1e-4 * sum(first) / len(first)
             total += 0.5 * sum((q - gamma * v) ** 2 for q, v in zip(first, following, strict=True)) / len(first)

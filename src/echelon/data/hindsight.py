@@ -34,7 +34,7 @@ class HindsightSpec:
     probability `future`, else what was asked for at t. With `entering=True`: the transition that ends at t', with what
     is reached there as goal; else, with probability 1 - `future`, any transition that comes within `radius` of what was
     asked for, with that as goal. Where the data tell of no goals that were asked for, or none was reached, `future`
-    is 1.
+    is 1. A transition that ends within `radius` of its goal enters it.
     `stride`: how far apart the episodes stand. The released sampler counts T - 1 places for each, so that from the
     second on it reads across their ends.
     """
@@ -72,7 +72,7 @@ def place_ahead(t: Tensor, length: Tensor, u: Tensor) -> Tensor:
 
 
 class Mixture:
-    """Draws a data set's transitions for several specifications, and gathers them with a column `source`.
+    """Draws a data set's transitions for several specifications, gathers them with columns `source` and `entered`.
 
     `row` int64[N] are the rows of the transitions of `episodes`. Goals are the columns `achieved_goals` and
     `desired_goals`; where they are missing, they are the observations reached later.
@@ -92,6 +92,7 @@ class Mixture:
         if goal_dim({name: column.shape for name, column in columns.items()}) is not None:
             self.reached, self.asked = (torch.as_tensor(columns[name]).to(device) for name in (REACHED, ASKED))
         self.entries = [self._entries(spec) if spec.entering else row[:0] for spec in self.specs]
+        self.radii = torch.tensor([spec.radius for spec in self.specs], device=device)
 
     def _entries(self, spec: HindsightSpec) -> Tensor:
         """Transitions to another place of the same episode, within the radius of what was asked for there."""
@@ -122,19 +123,23 @@ class Mixture:
         return Drawn(goal - 1, goal, asked)
 
     def gather(self, drawn: Sequence[Drawn], observations: Tensor, actions: Tensor, b: slice) -> dict[str, Tensor]:
-        """Rows `b` of each draw, one specification after the other; `source` int64 counts the specifications."""
+        """Rows `b` of each draw, one specification after the other.
+
+        `source` int64 counts the specifications; `entered` bool: the next state is within its radius of the goal.
+        """
         taken, goal, asked = (torch.cat([draw[k][b] for draw in drawn]) for k in range(3))
         row, goal = self.row[taken], self.row[goal]
         goals = self.reached[goal]
         if self.asked is not None:
             goals = torch.where(asked[:, None], self.asked[goal], goals)
-        sources = torch.arange(len(drawn), device=row.device)
+        source = torch.arange(len(drawn), device=row.device).repeat_interleave(len(row) // len(drawn))
         return {
             "observations": observations[row],
             "next_observations": observations[row + 1],
             "actions": actions[row],
             "goals": goals,
-            "source": sources.repeat_interleave(len(row) // len(drawn)),
+            "source": source,
+            "entered": (self.reached[row + 1] - goals).norm(dim=-1) < self.radii[source],
         }
 
 
