@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from benchmarks.update import SIZES, SYSTEMS, build, synthetic_store
+from benchmarks.steps import SIZES, synthetic_store
+from benchmarks.update import SYSTEMS, build
 from echelon.training.runtime import choose
 
 TARGET = 150

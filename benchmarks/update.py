@@ -14,54 +14,35 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ports import PlainSampler, port
+from benchmarks.steps import (
+    SIZES,
+    Batch,
+    Contestant,
+    Size,
+    flops,
+    product_rate,
+    ready,
+    sized,
+    synthetic_store,
+    table_row,
+)
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store
 from echelon.systems.offline.hiql import HIQL, HIQLConfig
 from echelon.systems.offline.ota import OTA, OTAConfig
-from echelon.training.agent import DataSpec, Learner
+from echelon.training.agent import Learner
 from echelon.training.runtime import Runtime, choose, cpu_class
 
-Batch = dict[str, Tensor]
-DRAWS = 16
-"""Batches of one timed stretch of sampling: a whole block of the source, so that its cost counts in full."""
 LOSS_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Size:
-    """Sizes of data and networks, and how many updates one timed stretch has."""
-
-    name: str
-    batch: int
-    hidden: tuple[int, ...]
-    observation: int
-    action: int
-    transitions: int
-    stretch: int
-
-    @property
-    def words(self) -> str:
-        return (
-            f"{self.name}: batch {self.batch}, {len(self.hidden)} x {self.hidden[0]}, observations {self.observation}, "
-            f"actions {self.action}, {self.transitions:,} transitions"
-        )
-
-
-SIZES = {
-    "default": Size("default", 1024, (512, 512, 512), 29, 8, 1_000_000, 1),
-    "cpu": Size("cpu", 256, (256, 256), 2, 2, 500_000, 10),
-}
 SYSTEMS: dict[str, tuple[Any, Any]] = {"hiql": (HIQL, HIQLConfig), "ota": (OTA, OTAConfig)}
 COLUMNS = {
     **{"system": 6, "precision": 10, "threads": 8, "GFLOP": 7, "updates/s": 10, "target": 7, "bound": 6, "GFLOP/s": 8},
@@ -72,45 +53,12 @@ TARGETS = {("default", "hiql", "float32", 2): 7.0, ("default", "hiql", "bfloat16
 """Updates a second that two free cores should reach."""
 
 
-def synthetic_store(size: Size, length: int = 1000) -> Store:
-    """Episodes of `length` transitions with random entries, in memory."""
-    random = np.random.default_rng(0)
-    episodes = max(1, size.transitions // length)
-    rows = episodes * (length + 1)
-    columns = {
-        "observations": random.standard_normal((rows, size.observation), dtype=np.float32),
-        "actions": random.uniform(-1, 1, (rows, size.action)).astype(np.float32),
-        "terminals": np.arange(1, rows + 1) % (length + 1) == 0,
-    }
-    return Store(Path(), {"name": "synthetic"}, columns, np.full(episodes, length))
-
-
 def build(size: Size, system: str, runtime: Runtime, store: Store) -> tuple[HIQL | OTA, Learner, OfflineSource]:
     """A system at its published settings and the given size, ready to train."""
     cls, config_cls = SYSTEMS[system]
-    config = config_cls(batch_size=size.batch, value_hidden=size.hidden, actor_hidden=size.hidden)
-    torch.manual_seed(0)
-    agent = cls(config, DataSpec(size.observation, size.action))
-    return agent, Learner(agent, runtime), OfflineSource(store, config.goals(), size.batch, seed=0)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Something that draws batches and learns from them, with float32 products in mode `matmul`."""
-
-    draw: Callable[[], Batch]
-    update: Callable[[Batch], object]
-    matmul: str
-
-    def seconds(self, updates: int, clock: Callable[[], float]) -> tuple[float, float]:
-        """Seconds of drawing one batch and of one update, both averaged over a stretch."""
-        torch.set_float32_matmul_precision(self.matmul)
-        start = clock()
-        batches = [self.draw() for _ in range(DRAWS)]
-        drawn = clock()
-        for k in range(updates):
-            self.update(batches[k % DRAWS])
-        return (drawn - start) / DRAWS, (clock() - drawn) / updates
+    agent, learner, source = ready(cls, sized(config_cls(), size), size, runtime, store)
+    assert isinstance(agent, HIQL | OTA)
+    return agent, learner, source
 
 
 def contestants(size: Size, system: str, runtime: Runtime, store: Store, tanh: bool) -> dict[str, Contestant]:
@@ -138,27 +86,6 @@ def same_loss(learner: Learner, peer: Callable[[Batch], Tensor], batch: Batch) -
     ours, theirs = learner.updates[0].loss(batch)[0].item(), peer(batch).item()
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(theirs):
         raise RuntimeError(f"the peer's loss is another one: {theirs} beside {ours}")
-
-
-def flops(contestant: Contestant) -> float:
-    """Floating-point operations of the matrix products in one update, forward and backward."""
-    batch = contestant.draw()
-    with FlopCounterMode(display=False) as counter:
-        contestant.update(batch)
-    return float(counter.get_total_flops())
-
-
-def product_rate(size: Size, precision: str, clock: Callable[[], float]) -> float:
-    """GFLOP/s of the fastest of 40 linear layers of the run's batch and width, in the better mode; bfloat16 inputs."""
-    dtype, width, shortest = getattr(torch, precision), size.hidden[0], float("inf")
-    x, w, b = (torch.randn(shape).to(dtype) for shape in ((size.batch, width), (width, width), (width,)))
-    for mode in ("highest", "medium"):
-        torch.set_float32_matmul_precision(mode)
-        for _ in range(20):
-            start = clock()
-            torch.nn.functional.linear(x, w, b)
-            shortest = min(shortest, clock() - start)
-    return 2e-9 * size.batch * width * width / shortest
 
 
 def measure(size: Size, system: str, precision: str, threads: int, store: Store, rounds: int) -> list[str]:
@@ -189,11 +116,6 @@ def measure(size: Size, system: str, precision: str, threads: int, store: Store,
     ]
 
 
-def table_row(cells: Sequence[str]) -> str:
-    """Cells under their columns."""
-    return "".join(f"{cell or '-':>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,11 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for size in (SIZES[name] for name in chosen.sizes):
         store = synthetic_store(size)
-        print(f"\n{size.words}\n{table_row(list(COLUMNS))}", flush=True)
+        print(f"\n{size.words}\n{table_row(list(COLUMNS), COLUMNS)}", flush=True)
         for threads in chosen.threads:
             for precision in chosen.precisions:
                 for system in chosen.systems:
-                    print(table_row(measure(size, system, precision, threads, store, chosen.rounds)), flush=True)
+                    cells = measure(size, system, precision, threads, store, chosen.rounds)
+                    print(table_row(cells, COLUMNS), flush=True)
 
 
 if __name__ == "__main__":
