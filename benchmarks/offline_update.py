@@ -105,16 +105,20 @@ def products_of(contestant: Contestant) -> Products:
     return products
 
 
-def profiled(contestant: Contestant, top: int = 6) -> str:
-    """The operators in which most of an update's time is spent themselves, in percent."""
-    batch = contestant.draw()
+def profiled(contestant: Contestant, updates: int = 5, top: int = 6) -> str:
+    """The operators in which most of an update's time is spent themselves, in percent; medians over a few updates."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to stderr when it starts and stops
     torch.set_float32_matmul_precision(contestant.matmul)
-    with profile(activities=[ProfilerActivity.CPU]) as record:
-        contestant.update(batch)
-    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in record.key_averages()}
-    first = sorted(spent, key=lambda name: -spent[name])[:top]
-    return ", ".join(f"{name} {100 * spent[name] / sum(spent.values()):.0f}" for name in first)
+    spent: dict[str, list[float]] = {}
+    for _ in range(updates):
+        batch = contestant.draw()
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            contestant.update(batch)
+        for event in record.key_averages():
+            spent.setdefault(event.key.removeprefix("aten::"), []).append(event.self_cpu_time_total)
+    typical = {name: statistics.median(laps) for name, laps in spent.items()}
+    first = sorted(typical, key=lambda name: -typical[name])[:top]
+    return ", ".join(f"{name} {100 * typical[name] / sum(typical.values()):.0f}" for name in first)
 
 
 def case(name: str, size: Size) -> tuple[type[Agent], Config]:
