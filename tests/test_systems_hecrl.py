@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store, write_store
 from echelon.errors import UsageError
+from echelon.hierarchy.level import Level
 from echelon.hierarchy.planning.select import ReachableThenUseful, select
 from echelon.hierarchy.runner import Reset, Runner
 from echelon.hierarchy.world import from_gym
@@ -27,7 +29,7 @@ from echelon.losses.value import expectile_loss
 from echelon.systems import launch
 from echelon.systems.offline.hecrl import HECRL, HECRLConfig, critic_target, objects_in_place, row_error
 from echelon.systems.offline.moved import held_out_pairs, moved_by_subgoals, moved_objects
-from echelon.training.agent import DataSpec, Learner
+from echelon.training.agent import Agent, DataSpec, Learner, Update
 from echelon.training.runtime import choose
 
 B, ACT, CUBES = 6, 2, 2
@@ -157,6 +159,53 @@ def test_updates_come_in_order_and_the_targets_follow_the_moved_critics():
     for old, new, online in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.005 * (online - old), rtol=0, atol=1e-15)
         assert not new.requires_grad
+
+
+class Sum(Agent):
+    """3 a + 4 b, whose gradient has norm 5."""
+
+    def __init__(self, clip_norm: float | None):
+        super().__init__()
+        self.a, self.b = (nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(2))
+        self.clip_norm = clip_norm
+
+    def updates(self) -> tuple[Update, ...]:
+        def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return (3 * self.a.weight + 4 * self.b.weight).sum(), {}
+
+        return (Update("sum", loss, (self.a, self.b), 0.1, clip_norm=self.clip_norm),)
+
+    def levels(self) -> tuple[Level, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(("clip_norm", "a", "b"), [(None, 3, 4), (20, 3, 4), (5.1, 3, 4), (1, 0.6, 0.8), (2, 1.2, 1.6)])
+def test_the_gradient_of_all_parameters_together_is_clipped_before_the_step(clip_norm, a, b):
+    agent = Sum(clip_norm)
+    learner = Learner(agent, choose("cpu", "float32", 1))
+    learner.step(1, {})
+    seen = [learner.optimizers["sum"].state[p]["exp_avg"].item() for p in agent.parameters()]
+    if a == 3:
+        assert [p.grad.item() for p in agent.parameters()] == [3, 4]
+    assert seen == pytest.approx([0.1 * a, 0.1 * b], rel=1e-6)  # Adam's first mean is a tenth of the gradient it saw
+
+
+def test_each_update_s_gradient_is_clipped_by_itself():
+    """The critics together, as in the released code; values whose gradient is short are not stretched."""
+
+    def norms(**changes: Any) -> dict[str, float]:
+        agent = build(**changes)
+        Learner(agent, choose("cpu", "float32", 1)).step(1, make_batch())
+        return {
+            update.name: math.hypot(*(float(p.grad.norm()) for m in update.modules for p in m.parameters()))
+            for update in agent.updates()
+        }
+
+    assert {update.clip_norm for update in build().updates()} == {20.0}
+    free = norms(clip_norm=None)
+    assert min(free.values()) > 0.02 and len(free) == 4
+    assert norms(clip_norm=0.01) == pytest.approx(dict.fromkeys(free, 0.01), rel=1e-3)
+    assert norms(clip_norm=1e6) == free
 
 
 # --- goals, rewards, moments
@@ -360,6 +409,8 @@ def test_without_objects_nothing_can_be_counted(tmp_path: Path):
         {"reach": float("nan")},
         {"samples": 0},
         {"num_subgoals": -1},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("inf")},
     ],
 )
 def test_wrong_settings_are_refused_by_name(changes):
@@ -378,6 +429,7 @@ def test_recipes_keep_the_published_numbers():
     cube, scene = (launch.recipe("hecrl", env, "published") for env in ("cube-triple-noisy-v0", "scene-noisy-v0"))
     assert isinstance(cube, HECRLConfig) and isinstance(scene, HECRLConfig)
     assert (cube.discount, cube.target_rate, cube.lr, cube.batch_size) == (0.99, 0.005, 3e-4, 512)
+    assert cube.clip_norm == scene.clip_norm == 20
     assert (cube.expectile, cube.alpha, cube.high_alpha) == (0.9, 0.1, 3.0)
     assert (cube.embed_dim, cube.heads, cube.diffuser_hidden) == (64, 8, (256,) * 8)
     assert (cube.subgoal_ahead, cube.diffusion_steps) == (50, 10)

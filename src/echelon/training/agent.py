@@ -50,6 +50,7 @@ class Update:
 
     It runs at every `every`-th training step, `repeat` times. `targets` move between the gradient and the step.
     `schedule` maps a training step (from 1) to the factor of `lr` there; None: 1 always.
+    `clip_norm` is the largest norm of the gradient, of all parameters together: a longer one is scaled down to it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Update:
     every: int = 1
     repeat: int = 1
     schedule: Callable[[int], float] | None = None
+    clip_norm: float | None = None
 
 
 class Agent(nn.Module, Trainable, ABC):
@@ -133,6 +135,8 @@ class Learner:
                 loss.backward()
                 for polyak, (targets, sources) in zip(update.targets, self._targets[update.name], strict=True):
                     self.runtime.lerp_(targets, sources, polyak.rate)
+                if update.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], update.clip_norm)
                 optimizer.step()
             aux[f"loss/{update.name}"] = loss.detach()
             aux.update(metrics)

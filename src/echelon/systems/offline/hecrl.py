@@ -16,8 +16,9 @@ Conventions: the reward judges the next state, 0 if every object lies within 4 c
 Deviations: state entities only. Objects differ in colour, which OGBench's numbers do not show but its goals mean: a
 learned tag tells entities apart (`identity="none"`: interchangeable, as sets of any size). Moments of observations are
 running ones (released: from the whole data at once). The diffusion loss is the mean over the middle frame; the released
-mean over all frames is a third of it plus a constant. Gradients are not clipped (released: at norm 20). All rows of
-a plan share their noise, so that nobody's plan depends on who else plans. In mazes the set has one entity.
+mean over all frames is a third of it plus a constant, so that the same `clip_norm` meets a gradient three times as
+large here. All rows of a plan share their noise, so that nobody's plan depends on who else plans. In mazes the set has
+one entity.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class HECRLConfig(Config):
     """Where subgoals come from: diffusion and selection; regression (ablation); none, the goal itself (ablation)."""
     high_alpha: float = 3.0
     """Inverse temperature of the regression's advantage weights."""
+    clip_norm: float | None = 20.0
+    """Largest norm of each update's gradient; longer ones are scaled down to it. None: they are taken as they are."""
     subgoal_ahead: int = 50
     """k: how far ahead subgoals lie in the data."""
     hold_steps: int = 25
@@ -124,6 +127,7 @@ class HECRLConfig(Config):
         for name in ("alpha", "high_alpha", "success_metres"):
             self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         self.require("reach", self.reach < math.inf, "a number")
+        self.require("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "positive")
         for name, options in (("value_draw", Draw), ("identity", Identity), ("high", High)):
             known = get_args(options)
             self.require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -344,14 +348,14 @@ class HECRL(Agent):
         return awr_loss(gain, -error, self.config.high_alpha), {"subgoal/advantage": gain.mean()}
 
     def updates(self) -> tuple[Update, ...]:
-        lr = self.config.lr
+        lr, clip = self.config.lr, self.config.clip_norm
         found = [
-            Update("value", self.value_loss, (self.value,), lr),
-            Update("critic", self.critic_loss, (self.critic,), lr),
-            Update("actor", self.actor_loss, (self.actor,), lr),
+            Update("value", self.value_loss, (self.value,), lr, clip_norm=clip),
+            Update("critic", self.critic_loss, (self.critic,), lr, clip_norm=clip),
+            Update("actor", self.actor_loss, (self.actor,), lr, clip_norm=clip),
         ]
         if self.high is not None:
-            found.append(Update("subgoal", self.subgoal_loss, (self.high,), lr))
+            found.append(Update("subgoal", self.subgoal_loss, (self.high,), lr, clip_norm=clip))
         return tuple(found)
 
     def commit(self, aux: Metrics) -> None:
