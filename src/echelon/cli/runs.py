@@ -89,14 +89,15 @@ def messages(as_json: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 def show_results(directories: list[Path], as_json: bool) -> None:
-    """Print the results of finished runs: success in percent, over all and by task."""
+    """Print the results of finished runs: success in percent, over all and by task; the return where none is told."""
     results = [{"run": str(d), **json.loads((d / "result.json").read_text())} for d in directories]
     if as_json:
         show.as_json(results)
         return
-    tasks = list(results[0]["tasks"])
+    tasks = list(results[0].get("tasks", ()))
+    scale, what = (1, "return") if results[0].get("of") == "return" else (100, "success %")
     rows = [
-        (r["run"], show.number(100 * r["score"]), *(show.number(100 * r["tasks"][task], 0) for task in tasks))
+        (r["run"], show.number(scale * r["score"]), *(show.number(100 * r["tasks"][task], 0) for task in tasks))
         for r in results
     ]
-    print(show.table(("run", "success %", *tasks), rows))
+    print(show.table(("run", what, *tasks), rows))

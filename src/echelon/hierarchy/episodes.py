@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from echelon.errors import UsageError
 from echelon.hierarchy.columns import as_array
@@ -24,7 +25,8 @@ class Episodes:
         self.world, self.recorder = world, recorder
         self.slots, self.agents = world.slots, world.agents
         self.streams = world.slots * world.agents
-        self._numbers = count()
+        self.begun = 0
+        """Episodes begun so far; the next one has this number."""
         self._info_labels = tuple(info_labels)
         self.source: Iterator[Reset] | None = None
         self.forget()
@@ -39,6 +41,32 @@ class Episodes:
         self._returns: dict[str, np.ndarray] = {}
         self._channels: tuple[str, ...] | None = None
         self._infos = {key: np.full(self.streams, np.nan) for key in self._info_labels}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain data and tensors."""
+        return {
+            "begun": self.begun,
+            "active": torch.from_numpy(self.active.copy()),
+            "fresh": torch.from_numpy(self.fresh.copy()),
+            "resets": [
+                {"seed": r.seed, "options": None if r.options is None else dict(r.options), "labels": dict(r.labels)}
+                for r in self._resets
+            ],
+            "returns": {name: torch.from_numpy(values.copy()) for name, values in self._returns.items()},
+            "channels": None if self._channels is None else list(self._channels),
+            "infos": {name: torch.from_numpy(values.copy()) for name, values in self._infos.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source: Iterator[Reset]) -> None:
+        """Go on from `state_dict`; `source` gives the episodes that come."""
+        self.begun, self.source = state["begun"], source
+        self.active, self.fresh = state["active"].numpy(), state["fresh"].numpy()
+        self.all_active, self.any_fresh = bool(self.active.all()), bool(self.fresh.any())
+        self._resets = [Reset(r["seed"], r["options"], r["labels"]) for r in state["resets"]]
+        self._label_names = set(self._resets[0].labels) if self._resets else None
+        self._returns = {name: values.numpy() for name, values in state["returns"].items()}
+        self._channels = None if state["channels"] is None else tuple(state["channels"])
+        self._infos = {name: values.numpy() for name, values in state["infos"].items()}
 
     def begin(self, slots: np.ndarray) -> Any:
         """Start the next episodes of the source in `slots`, as far as it has any.
@@ -58,7 +86,8 @@ class Episodes:
                 raise UsageError(
                     f"every Reset needs the same labels; {sorted(self._label_names)} before, now {sorted(reset.labels)}"
                 )
-        numbers = np.fromiter(islice(self._numbers, len(slots)), dtype=np.int64)
+        numbers = np.arange(self.begun, self.begun + len(slots))
+        self.begun += len(slots)
         streams = (slots[:, None] * self.agents + np.arange(self.agents)).ravel()
         self.recorder.open(streams, numbers.repeat(self.agents))
         self.active[streams] = self.fresh[streams] = self.any_fresh = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,15 @@ class Carried:
     log_prob: Tensor
     values: dict[str, Tensor]
     lead: np.ndarray  # int64, the stream of the world on whose time line it is entered
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {**vars(self), "lead": torch.from_numpy(self.lead)}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Carried:
+        """What `state_dict` gave."""
+        return cls(**{**state, "lead": state["lead"].numpy()})
 
 
 @dataclass

@@ -24,7 +24,7 @@ from echelon.hierarchy.assembly import assemble
 from echelon.hierarchy.columns import as_array, as_columns, as_tensors, has_nan, nan_rows
 from echelon.hierarchy.episodes import Episodes
 from echelon.hierarchy.level import Decision, Level
-from echelon.hierarchy.recorder import Empty, LevelLog, Recorder
+from echelon.hierarchy.recorder import Carried, Empty, LevelLog, Recorder
 from echelon.hierarchy.track import START, Track, build_tracks, take
 from echelon.hierarchy.world import Reset, World, WorldError
 from echelon.rollout import Rollout
@@ -69,6 +69,7 @@ class Runner:
         self.recorder = Recorder(self.tracks, self.streams, record)
         self._levels = list(zip(self.tracks, self.recorder.logs, strict=True))
         self.running = Episodes(world, self.recorder, info_labels)
+        self._collected = 0  # episodes that `collect` has started
         self._shown: Mapping[str, Tensor | np.ndarray] = {}  # what the world shows, as it came
         self._obs: dict[str, Tensor] = {}  # the same for the levels
         self._cast = (
@@ -102,7 +103,7 @@ class Runner:
         if open_spans not in ("carried", "bootstrapped"):
             raise UsageError(f"open_spans is 'carried' or 'bootstrapped', not {open_spans!r}")
         if self.running.source is None:
-            self._restart(self._endless())
+            self._restart(self._endless(self._collected))
         self._run(ticks)
         return self._batch(open_spans)
 
@@ -123,10 +124,59 @@ class Runner:
         self.running.forget()
         return rollout
 
+    # ---- between batches
+
+    def refresh(self) -> None:
+        """Look at the latest observation again, with levels whose networks have changed since."""
+        if not self._obs:
+            return
+        with self._acting():
+            for track in self.tracks:
+                seen = self._obs if track.members is None else track.seen(self._obs)
+                track.features, track.memory = track.level.observe(seen, track.prior)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `collect` goes on from after a batch, decisions in the middle of their spans included.
+
+        Plain data and tensors. The state of the world itself is the caller's to keep.
+        """
+        return {
+            "collected": self._collected,
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "shown": {name: torch.as_tensor(value).clone() for name, value in self._shown.items()},
+            "episodes": self.running.state_dict(),
+            "start_tick": torch.from_numpy(self.recorder.start_tick.copy()),
+            "episode": torch.from_numpy(self.recorder.episode.copy()),
+            "tracks": [track.state_dict() for track in self.tracks],
+            "carried": [None if log.carried is None else log.carried.state_dict() for log in self.recorder.logs],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, in a world that stands where it stood then."""
+        self.recorder.next_batch()
+        self._collected = state["collected"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+        self.running.load_state_dict(state["episodes"], self._endless(self._collected))
+        self.recorder.start_tick, self.recorder.episode = state["start_tick"].numpy(), state["episode"].numpy()
+        for (track, log), kept, carried in zip(self._levels, state["tracks"], state["carried"], strict=True):
+            track.load_state_dict(kept, self.running.active)
+            log.carried = None if carried is None else Carried.load(carried)
+        self._shown = state["shown"]
+        self._obs = {name: value.to(self.device) for name, value in as_tensors(self._shown).items()}
+        self.refresh()
+
+    def skip_episodes(self, state: Mapping[str, Any]) -> None:
+        """In place of `load_state_dict`, for a world that cannot be brought back: new episodes, the next in line."""
+        self._collected, self.running.begun = state["collected"], state["episodes"]["begun"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+
     # ---- batches
 
-    def _endless(self) -> Iterator[Reset]:
-        for episode in count():
+    def _endless(self, first: int) -> Iterator[Reset]:
+        for episode in count(first):
+            self._collected = episode + 1
             if self.resets is not None:
                 yield self.resets(episode)
             elif self.generator is None or not self.world.explicit:

@@ -65,6 +65,36 @@ class Track:
         for learned in self.learned:
             learned.probability = None
 
+    # ---- what a checkpoint keeps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on after a batch: decisions, memory and what is due, as plain data and tensors."""
+        running = self.running
+        return {
+            "action": running.action,
+            "ticks": torch.from_numpy(running.ticks.copy()),
+            "overridden": torch.from_numpy(running.was_overridden.copy()),
+            "memory": self.memory,
+            "prior": self.prior,
+            "codes": None if self.codes is None else torch.from_numpy(self.codes.copy()),
+            "silent": self._silent,
+            "probability": [learned.probability for learned in self.learned],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], active: np.ndarray) -> None:
+        """Go on from `state_dict`, with the world's streams `active` (bool) acting."""
+        self.forget()
+        self.set_active(active)
+        self.running.action = state["action"]
+        self.running.ticks[:] = state["ticks"].numpy()
+        self.running.was_overridden = state["overridden"].numpy()
+        self.memory, self.prior, self._silent = state["memory"], state["prior"], state["silent"]
+        codes = state["codes"]
+        if codes is not None:
+            self.codes = codes.numpy() if bool(codes.any()) else self.nothing
+        for learned, probability in zip(self.learned, state["probability"], strict=True):
+            learned.probability = probability
+
     # ---- between my streams and those of the world
 
     def grouped(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from echelon.envs.restore import set_state, state_of
 from echelon.errors import EchelonError, UsageError
 from echelon.hierarchy.columns import as_array
 
@@ -63,6 +64,19 @@ class World(Protocol):
 
     def step(self, actions: Tensor, active: np.ndarray) -> Step:
         """Execute `actions` [S, ...] in the streams where `active` bool[S]."""
+        ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A world whose running episodes can be kept and gone on with."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where all episodes stand, as plain data and tensors; None if that cannot be told."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand as `state_dict` said."""
         ...
 
 
@@ -159,6 +173,23 @@ class GymWorld:
             raise WorldError(slot, error) from error
         self._rows = rows
         return Step(rows, reward, terminated, truncated, infos=infos)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where all episodes stand; None if an environment's state cannot be told."""
+        states = [state_of(env) for env in self.envs]
+        if any(state is None for state in states):
+            return None
+        rows = {name: torch.from_numpy(array.copy()) for name, array in self._rows.items()}
+        return {"states": states, "rows": rows, "plain": self._plain}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring every environment to where it stood."""
+        self._rows = {name: rows.numpy() for name, rows in state["rows"].items()}
+        self._plain = state["plain"]
+        for slot, (env, kept) in enumerate(zip(self.envs, state["states"], strict=True)):
+            env.reset()
+            set_state(env, kept)
+            self._infos[slot] = {}
 
     def _allocate(self, observation: Any) -> dict[str, np.ndarray]:
         self._plain = not isinstance(observation, Mapping)

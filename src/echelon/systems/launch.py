@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from echelon.systems import index
 from echelon.training import run
 from echelon.training.config import Config, RunConfig, from_json, read_json
+from echelon.training.language.config import LanguageConfig
+from echelon.training.online.config import OnlineConfig
 from echelon.training.trainer import Trainable
 
 
@@ -71,14 +74,10 @@ def config_of(file: Path) -> Any:
 
 
 def _recipes(cls: type[RunConfig]) -> ModuleType:
-    """The module with the recipes of a configuration's kind: of runs from data sets, or of language agents."""
-    if issubclass(cls, Config):
-        from echelon.systems.offline import recipes
-
-        return recipes
-    from echelon.systems.agents import recipes as language_recipes
-
-    return language_recipes
+    """The module with the recipes of a configuration's kind: of runs from data, in environments, of language agents."""
+    kinds = {Config: "offline", OnlineConfig: "online", LanguageConfig: "agents"}
+    family = next(family for kind, family in kinds.items() if issubclass(cls, kind))
+    return importlib.import_module(f"echelon.systems.{family}.recipes")
 
 
 def _system(directory: Path | str) -> type[Trainable]:

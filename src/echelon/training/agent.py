@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from echelon.errors import CheckpointError
 from echelon.hierarchy.level import Level
+from echelon.training import checkpoint
 from echelon.training.config import Config
 from echelon.training.runtime import Runtime
 from echelon.training.trainer import Trainable, Trainer
@@ -64,8 +66,23 @@ class Update:
     clip_norm: float | None = None
 
 
-class Agent(nn.Module, Trainable, ABC):
-    """Base of every trainable system. Subclasses are final: they add networks and implement `updates` and `levels`."""
+class LearningAgent(nn.Module, Trainable, ABC):
+    """Networks with ordered updates, wherever the batches come from."""
+
+    @abstractmethod
+    def updates(self) -> tuple[Update, ...]:
+        """The ordered updates of one training step."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Turn what the source delivered into what the losses read (credit, learned rewards); runs without gradient."""
+        return batch
+
+    def commit(self, aux: Metrics) -> None:
+        """Change state outside the optimisers (queues, multipliers, counters) after the step's last update."""
+
+
+class Agent(LearningAgent):
+    """Base of systems that train offline. Subclasses are final: they add networks and implement what is abstract."""
 
     Config: ClassVar[type[Config]]
     goal_dim: int | None = None
@@ -79,19 +96,8 @@ class Agent(nn.Module, Trainable, ABC):
         return OfflineRun
 
     @abstractmethod
-    def updates(self) -> tuple[Update, ...]:
-        """The ordered updates of one training step."""
-
-    @abstractmethod
     def levels(self) -> tuple[Level, ...]:
         """The acting hierarchy, top level first, greedy."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Turn what the source delivered into what the losses read (credit, learned rewards); runs without gradient."""
-        return batch
-
-    def commit(self, aux: Metrics) -> None:
-        """Change state outside the optimisers (queues, multipliers, counters) after the step's last update."""
 
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
         """Named goal-conditioned values [B] for observation [B, O], goal [B, O or G]; empty for systems without any."""
@@ -106,7 +112,7 @@ class Agent(nn.Module, Trainable, ABC):
 class Learner:
     """Applies an agent's updates: owns its optimisers and knows the fast path of this machine."""
 
-    agent: Agent
+    agent: LearningAgent
     runtime: Runtime
     updates: tuple[Update, ...] = field(init=False)
     optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
@@ -152,6 +158,16 @@ class Learner:
         """Restore what `state_dict` returned."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
+
+
+def load_weights(agent: LearningAgent, found: checkpoint.Checkpoint) -> None:
+    """Copy a checkpoint's weights into `agent`. Raises CheckpointError when they are those of other networks."""
+    weights = {k.removeprefix("agent."): v for k, v in found.tensors.items() if k.startswith("agent.")}
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{found.path}: the weights are not those of this configuration: {reasons[0]}") from error
 
 
 def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:

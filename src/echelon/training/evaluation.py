@@ -74,7 +74,7 @@ class Evaluator:
         """Evaluate `agent` greedily as it is after `step` updates."""
         started = time.monotonic()
         resets = [
-            Reset(seed=_episode_seed(self.seed, step, task, e), options={"task_id": task}, labels={"task": task})
+            Reset(seed=episode_seed(self.seed, step, task, e), options={"task_id": task}, labels={"task": task})
             for e in range(self.episodes)
             for task in TASKS
         ]
@@ -102,6 +102,6 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"score": fmean(tasks.values()), "tasks": tasks, "evaluations": len(last)}
 
 
-def _episode_seed(seed: int, step: int, task: int, episode: int) -> int:
+def episode_seed(seed: int, step: int, task: int, episode: int) -> int:
     digest = hashlib.blake2b(f"{seed}/{step}/{task}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % 2**31

@@ -15,9 +15,9 @@ from echelon.data.hindsight import goal_dim
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store
 from echelon.envs.ensure import ensure
-from echelon.errors import CheckpointError, DataError
+from echelon.errors import DataError
 from echelon.training import checkpoint
-from echelon.training.agent import Agent, DataSpec, Learner, Metrics
+from echelon.training.agent import Agent, DataSpec, Learner, Metrics, load_weights
 from echelon.training.config import Config
 from echelon.training.evaluation import Evaluator, score
 from echelon.training.interrupt import Interrupt
@@ -172,16 +172,6 @@ class OfflineRun(Trainer):
         metrics.write(self.step, "eval", {"success": row["success"], **means})
         progress.print(f"step {self.step}: success {row['success']:.2f}  "
                        + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
-
-
-def load_weights(agent: Agent, found: checkpoint.Checkpoint) -> None:
-    """Copy a checkpoint's weights into `agent`. Raises CheckpointError when they are those of other networks."""
-    weights = {k.removeprefix("agent."): v for k, v in found.tensors.items() if k.startswith("agent.")}
-    try:
-        agent.load_state_dict(weights)
-    except RuntimeError as error:
-        reasons = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{found.path}: the weights are not those of this configuration: {reasons[0]}") from error
 
 
 def build_agent(cls: type[Agent], config: Config, spec: DataSpec) -> Agent:

@@ -1,0 +1,105 @@
+"""The state of gymnasium environments as plain data, to go on from in the middle of an episode.
+
+Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), classic control, wrappers that count
+steps. What is not known cannot be restored, and `state_of` says so by None: a run then goes on at an episode's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from echelon.errors import DataError
+
+CLASSIC = {
+    "CartPoleEnv": ("state", "steps_beyond_terminated"),
+    "MountainCarEnv": ("state",),
+    "Continuous_MountainCarEnv": ("state",),
+    "AcrobotEnv": ("state",),
+    "PendulumEnv": ("state", "last_u"),
+}
+"""Class of gymnasium's classic control -> what it remembers."""
+COUNTERS = ("_elapsed_steps", "_has_reset")
+"""What wrappers remember. Checkers of spaces have flags that change no number."""
+STATELESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit")
+
+
+def state_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
+    """Where `env` stands: plain data and tensors; None if its class is not known here."""
+    base = env.unwrapped
+    inner = _simulator(base) if _is_mujoco(base) else _remembered(base)
+    if inner is None or any(type(wrapper).__name__ not in STATELESS for wrapper in _wrappers(env)):
+        return None
+    counters = [{name: getattr(w, name) for name in COUNTERS if hasattr(w, name)} for w in _wrappers(env)]
+    random = base.np_random.bit_generator.state
+    return {"class": type(base).__name__, "inner": inner, "counters": counters, "random": _plain(random)}
+
+
+def set_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
+    """Bring `env`, made as the one whose state it was, to that state."""
+    base = env.unwrapped
+    if type(base).__name__ != state["class"]:
+        raise DataError(f"the state is one of {state['class']}, the environment a {type(base).__name__}")
+    if _is_mujoco(base):
+        _set_simulator(base, state["inner"])
+    else:
+        for name, value in state["inner"].items():
+            setattr(base, name, value.numpy().copy() if isinstance(value, torch.Tensor) else value)
+    for wrapper, counters in zip(_wrappers(env), state["counters"], strict=True):
+        for name, value in counters.items():
+            setattr(wrapper, name, value)
+    base.np_random.bit_generator.state = state["random"]
+
+
+def _wrappers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+
+
+def _remembered(base: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
+    names = CLASSIC.get(type(base).__name__)
+    if names is None or not type(base).__module__.startswith("gymnasium."):
+        return None
+    return {name: _kept(getattr(base, name)) for name in names if hasattr(base, name)}
+
+
+def _kept(value: Any) -> Any:
+    """Arrays as tensors of their own type, numbers as they are."""
+    if isinstance(value, np.ndarray | tuple):
+        return torch.from_numpy(np.array(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_mujoco(base: gymnasium.Env[Any, Any]) -> bool:
+    return type(base).__module__.startswith("gymnasium.envs.mujoco") and hasattr(base, "data")
+
+
+def _simulator(base: Any) -> dict[str, Any]:
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    full = np.empty(mujoco.mj_stateSize(base.model, kind))
+    mujoco.mj_getState(base.model, base.data, full, kind)
+    # velocities of bodies and contact forces are read by some observations and rewards, and belong to the step before
+    return {"integration": torch.from_numpy(full), **{name: torch.from_numpy(np.array(getattr(base.data, name)))
+            for name in ("xpos", "xmat", "xipos", "cvel", "cfrc_ext", "cinert", "qfrc_actuator", "subtree_com",
+                         "site_xpos", "geom_xpos", "geom_xmat", "ximat")}}  # fmt: skip
+
+
+def _set_simulator(base: Any, state: dict[str, Any]) -> None:
+    import mujoco
+
+    full = state["integration"].numpy().copy()
+    mujoco.mj_setState(base.model, base.data, full, mujoco.mjtState.mjSTATE_INTEGRATION)
+    for name, value in state.items():
+        if name != "integration":
+            getattr(base.data, name)[:] = value.numpy()
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) if isinstance(value, Mapping) else value for name, value in state.items()}

@@ -1,0 +1,93 @@
+"""What online systems share: reading observations, levels around actors, minibatches, advantages of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echelon.credit.returns import gae
+from echelon.envs.spaces import Spaces
+from echelon.hierarchy.level import Decision, Level
+from echelon.rollout import Ragged, Rollout
+from echelon.training.agent import Batch
+
+
+class Reader(nn.Module):
+    """Observations as features [..., size]: vectors as they are, states among n as one of n, one behind the other."""
+
+    def __init__(self, spaces: Spaces, names: tuple[str, ...] | None = None):
+        super().__init__()
+        self.names = tuple(spaces.observation) if names is None else names
+        self.size = spaces.size(*self.names)
+        self._states = {name: spaces.discrete.get(name) for name in self.names}
+        self._rank = {name: len(spaces.observation[name]) for name in self.names}
+
+    def forward(self, seen: Mapping[str, Any], prefix: str = "") -> Tensor:
+        """Features of the columns called `prefix` + name."""
+        parts = []
+        for name in self.names:
+            column, states = seen[prefix + name], self._states[name]
+            if states is not None:
+                column = F.one_hot(column.to(torch.int64), states)
+            elif self._rank[name] != 1:
+                lead = column.shape[: column.ndim - self._rank[name]]
+                column = column.reshape(*lead, -1)
+            parts.append(column.to(torch.float32))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class ActorLevel(Level):
+    """The bottom level around an actor of `nets.actors`: samples or takes the mode, and notes a critic's value."""
+
+    def __init__(
+        self, reader: Reader, actor: Any, explore: bool, critic: nn.Module | None = None, name: str = "action"
+    ):
+        self.name, self.reader, self.actor, self.explore, self.critic = name, reader, actor, explore, critic
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        """An action for each stream, its log-probability, and `value` if there is a critic."""
+        read = self.reader(features)
+        parameters = self.actor(read)
+        if not self.explore:
+            return Decision(self.actor.mode(parameters))
+        action = self.actor.sample(parameters, self.generator)
+        values = {} if self.critic is None else {"value": self.critic(read).squeeze(-1)}
+        return Decision(action, self.actor.log_prob(parameters, action), values)
+
+
+def observed(rollout: Rollout) -> dict[str, Tensor]:
+    """Every observation that is not ragged, [N, ...]."""
+    return {name: column for name, column in rollout.observation.items() if not isinstance(column, Ragged)}
+
+
+def by_item(rollout: Rollout, level: str, column: Tensor) -> Tensor:
+    """[N, ...]: a column of decisions, one row a decision [D, ...], at the items where they begin."""
+    return torch.zeros(rollout.size, *column.shape[1:], dtype=column.dtype, device=column.device).index_copy(
+        0, rollout.decisions[level].start, column
+    )
+
+
+def advantages(rollout: Rollout, value: Tensor, final_value: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantages of environment steps and the returns that they stand for, [N] each.
+
+    value: V before each item [N]. final_value: V of each stream's final observation [S]; it counts unless the stream
+    ended in a terminal state.
+    """
+    after = torch.where(rollout.streams.terminated, 0, final_value)
+    credit = gae(
+        rollout.spans["stream"], reward=rollout.reward_sum(), value=value, gamma=gamma, lam=lam, final_value=after
+    )
+    return credit.advantage, credit.target["value"]
+
+
+def minibatches(batch: Batch, epochs: int, size: int) -> Iterator[Batch]:
+    """Every row once an epoch, in random order, `size` rows at a time; a last one of a single row is left out."""
+    rows = len(next(iter(batch.values())))
+    for _ in range(epochs):
+        for chosen in torch.randperm(rows).split(size):
+            if len(chosen) > 1:
+                yield {name: column[chosen] for name, column in batch.items()}

@@ -1,0 +1,142 @@
+"""PPO: proximal policy optimisation, without a hierarchy.
+
+Idea: the policy is improved on what it did itself, for several epochs, by a surrogate that stops to pay once the
+probability of an action has changed by a factor of 1 ± clip.
+Source: arXiv 1707.06347; defaults are those of its MuJoCo runs as Stable-Baselines3 has them.
+Levels: one policy, a decision every environment step; the flat baseline of online systems.
+Shares with the hierarchical systems: the collector, generalised advantages, the surrogate.
+Deviations: the value loss is not clipped; the log-probability is that of the action before it is clipped to the bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from echelon.envs.spaces import Spaces
+from echelon.hierarchy.level import Level
+from echelon.losses.surrogate import ppo_clip
+from echelon.nets.actors import Categorical, Gaussian
+from echelon.nets.mlp import MLP
+from echelon.rollout import Rollout
+from echelon.systems.online.common import ActorLevel, Reader, advantages, by_item, minibatches, observed
+from echelon.training.agent import Batch, Metrics, Update
+from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.config import OnlineConfig
+
+
+class FlatPPO(OnlineAgent):
+    """A policy and a value."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OnlineConfig):
+        """Hyper-parameters of PPO."""
+
+        system: ClassVar[str] = "flat-ppo"
+        slots: int = 1
+        """Episodes side by side."""
+        ticks: int = 2048
+        """Environment steps of each slot before the networks learn (paper: 2048)."""
+        hidden: tuple[int, ...] = (64, 64)
+        """Hidden layers of policy and value, tanh (paper: 64, 64)."""
+        epochs: int = 10
+        """Passes over an iteration's steps (paper: 10)."""
+        minibatch: int = 64
+        """Steps of a gradient step (paper: 64)."""
+        gamma: float = 0.99
+        """Discount of an environment step."""
+        lam: float = 0.95
+        """GAE's λ."""
+        clip: float = 0.2
+        """How far a probability ratio may move from 1."""
+        value_weight: float = 0.5
+        """Weight of the value's loss."""
+        entropy: float = 0.0
+        """Weight of the entropy bonus."""
+        clip_norm: float = 0.5
+        """Bound of the gradient's norm."""
+        decay: bool = False
+        """Whether learning rate and clip fall linearly to 0 over the run."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("epochs", "minibatch"):
+                self.require(name, getattr(self, name) >= 1, "at least 1")
+            for name in ("gamma", "lam"):
+                self.require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+            for name in ("clip", "clip_norm"):
+                self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+            for name in ("value_weight", "entropy"):
+                self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+
+    def __init__(self, config: Config, spaces: Spaces):
+        super().__init__(config, spaces)
+        self.read = Reader(spaces)
+        self.actor: Any = (
+            Gaussian(self.read.size, config.hidden, spaces.action_dim)
+            if spaces.actions is None
+            else Categorical(self.read.size, config.hidden, spaces.choices)
+        )
+        self.critic = MLP([self.read.size, *config.hidden, 1], activation=torch.tanh)
+        self.iterations: Tensor
+        self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
+
+    def levels(self, explore: bool) -> tuple[Level, ...]:
+        return (ActorLevel(self.read, self.actor, explore, self.critic if explore else None),)
+
+    def learn(self, rollout: Rollout) -> Iterator[Batch]:
+        """Advantages of all steps, then minibatches of them, epoch after epoch."""
+        c, d = self.config, rollout.decisions["action"]
+        final = self.critic(self.read(rollout.streams.final_observation)).squeeze(-1)
+        value = by_item(rollout, "action", d.values["value"])
+        advantage, target = advantages(rollout, value, final, c.gamma, c.lam)
+        self.iterations += 1
+        batch = {
+            "features": self.read(observed(rollout)),
+            "action": rollout.proposed,
+            "log_prob": by_item(rollout, "action", d.log_prob),
+            "advantage": advantage,
+            "target": target,
+        }
+        yield from minibatches(batch, c.epochs, c.minibatch)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Clipped surrogate, squared error of the value, entropy."""
+        c, advantage = self.config, batch["advantage"]
+        parameters = self.actor(batch["features"])
+        ratio = self.actor.log_prob(parameters, batch["action"]) - batch["log_prob"]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        clip = c.clip * self.remaining(int(self.iterations))
+        policy = ppo_clip(ratio, advantage, low=clip, high=clip).mean()
+        value = (self.critic(batch["features"]).squeeze(-1) - batch["target"]).square().mean()
+        entropy = self.actor.entropy(parameters).mean()
+        metrics = {
+            "policy/loss": policy.detach(),
+            "policy/entropy": entropy.detach(),
+            "policy/kl": (ratio.exp() - 1 - ratio).detach().mean(),
+            "value/loss": value.detach(),
+        }
+        return policy + c.value_weight * value - c.entropy * entropy, metrics
+
+    def remaining(self, iteration: int) -> float:
+        """The factor of learning rate and clip in an iteration (from 1)."""
+        return 1 - (iteration - 1) / self.config.updates if self.config.decay else 1.0
+
+    def updates(self) -> tuple[Update, ...]:
+        c = self.config
+        steps = c.epochs * -(-c.steps // c.minibatch)
+        return (
+            Update(
+                "ppo",
+                self.loss,
+                (self.actor, self.critic),
+                c.lr,
+                clip_norm=c.clip_norm,
+                schedule=(lambda step: self.remaining((step - 1) // steps + 1)) if c.decay else None,
+            ),
+        )

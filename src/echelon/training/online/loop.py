@@ -1,0 +1,253 @@
+"""The online loop: collect with every slot, learn from what was collected, evaluate greedily; resumable.
+
+A checkpoint holds weights, optimisers, generators, what the agent keeps (replay, open transitions), the runner in the
+middle of its spans and, where the environment's state can be told, the episodes themselves. Where it cannot, a resumed
+run begins new episodes, and says so: on the terminal, and in metrics.jsonl as a line of the kind "resumed".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echelon.envs.spaces import Spaces
+from echelon.errors import DataError
+from echelon.hierarchy.runner import Runner
+from echelon.hierarchy.world import Restorable
+from echelon.rollout import Rollout
+from echelon.training import checkpoint
+from echelon.training.agent import Batch, Learner, Metrics, load_weights
+from echelon.training.interrupt import Interrupt
+from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
+from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.config import OnlineConfig
+from echelon.training.online.play import SUCCESS, Evaluator, episode_rows, score
+from echelon.training.online.worlds import make_world, world_spaces
+from echelon.training.progress import Progress
+from echelon.training.runtime import Runtime
+from echelon.training.seeding import random_states, restore_random_states
+from echelon.training.trainer import Say, Trainer
+
+
+@dataclass
+class OnlineRun(Trainer):
+    """One run of a system in an environment."""
+
+    directory: Path
+    config: OnlineConfig
+    agent: OnlineAgent
+    runtime: Runtime
+    runner: Runner
+    evaluator: Evaluator
+    learner: Learner = field(init=False)
+    step: int = 0
+    gradient_steps: int = 0
+    train_s: float = 0.0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    abandoned: bool = False
+    """Whether the run was resumed with new episodes, since the environment's state could not be kept."""
+
+    def __post_init__(self) -> None:
+        self.learner = Learner(self.agent, self.runtime)
+
+    @classmethod
+    def inputs(cls, system: type[OnlineAgent], config: OnlineConfig, say: Say) -> Spaces:
+        """What the environment shows and takes."""
+        return world_spaces(config.env)
+
+    @classmethod
+    def facts(cls, inputs: Spaces) -> dict[str, dict[str, Any]]:
+        """The spaces, from which networks are built."""
+        return {"spec": inputs.to_json(), "data": {}}
+
+    @classmethod
+    def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: Spaces) -> None:
+        """Refuse an environment with other spaces than those that the run began with."""
+        if Spaces.from_json(recorded["spec"]) != inputs:
+            raise DataError(f"{directory} was begun in an environment with other spaces; start another run")
+
+    @classmethod
+    def build(
+        cls, system: type[OnlineAgent], config: OnlineConfig, directory: Path, runtime: Runtime, inputs: Spaces
+    ) -> OnlineRun:
+        """A run at step 0."""
+        agent = build_agent(system, config, inputs).to(runtime.device)
+        generator = torch.Generator(runtime.device).manual_seed(config.seed)
+        runner = Runner(
+            agent.levels(explore=True),
+            make_world(config.env, config.slots, config.limit),
+            generator=generator,
+            device=runtime.device,
+            info_labels=SUCCESS,
+        )
+        return cls(directory, config, agent, runtime, runner, Evaluator(config))
+
+    @classmethod
+    def load(
+        cls, system: type[OnlineAgent], config: OnlineConfig, spec: Mapping[str, Any], found: checkpoint.Checkpoint
+    ) -> OnlineAgent:
+        """The agent with a checkpoint's weights."""
+        agent = build_agent(system, config, Spaces.from_json(spec))
+        load_weights(agent, found)
+        return agent.eval()
+
+    @classmethod
+    def evaluate(cls, agent: OnlineAgent, config: OnlineConfig, step: int, episodes: int, seed: int) -> dict[str, Any]:
+        """Returns, and successes where the environment tells them."""
+        return Evaluator(config, episodes, seed).run(agent, step).row
+
+    def result(self) -> dict[str, Any]:
+        """The mean over the last evaluations."""
+        done = {"updates": self.step, "environment_steps": self.step * self.config.steps}
+        return {**score(self.evaluations), **done, "gradient_steps": self.gradient_steps}
+
+    # ---- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        world = self.runner.world
+        states = {
+            "optimizer": self.learner.state_dict(),
+            "random": random_states(),
+            "kept": {name: part.state_dict() for name, part in self.agent.kept().items()},
+            "runner": self.runner.state_dict(),
+            "world": world.state_dict() if isinstance(world, Restorable) else None,
+        }
+        tensors = {f"agent.{k}": v for k, v in self.agent.state_dict().items()}
+        state: dict[str, Any] = {"train_s": self.train_s, "gradient_steps": self.gradient_steps}
+        for name, part in states.items():
+            found, state[name] = checkpoint.flatten(part, name)
+            tensors |= found
+        checkpoint.save(self.directory, self.step, tensors, state)
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint: bit for bit, or with new episodes where the environment cannot be restored."""
+        load_weights(self.agent, found)
+
+        def part(name: str) -> Any:
+            return checkpoint.unflatten(found.tensors, found.state[name])
+
+        self.learner.load_state_dict(part("optimizer"))
+        kept = part("kept")
+        for name, keeper in self.agent.kept().items():
+            keeper.load_state_dict(kept[name])
+        self.step, self.train_s = found.step, found.state["train_s"]
+        self.gradient_steps = found.state["gradient_steps"]
+        world, state = self.runner.world, part("world")
+        if isinstance(world, Restorable) and state is not None:
+            world.load_state_dict(state)
+            self.runner.load_state_dict(part("runner"))
+        else:
+            self.abandoned = True
+            self.runner.skip_episodes(part("runner"))
+            self.agent.abandon()
+        restore_random_states(part("random"))
+
+    # ---- training
+
+    def train(self, tensorboard: bool = False) -> bool:
+        """Train to the end of the budget; False if a signal asked to stop (the state is saved then)."""
+        c = self.config
+        evaluations, episodes = (JsonLines(self.directory / f"{name}.jsonl") for name in ("evaluations", "episodes"))
+        label = f"{c.system} on {c.env}, seed {c.seed}"
+        with (
+            Interrupt() as interrupt,
+            MetricsWriter(self.directory, tensorboard) as metrics,
+            Progress(c.updates, label, start=self.step) as progress,
+        ):
+            metrics.truncate_after(self.step)
+            episodes.truncate_after(self.step)
+            self.evaluations = evaluations.truncate_after(self.step)
+            if self.abandoned:
+                progress.print(
+                    "the environment's state cannot be kept: running episodes were abandoned, new ones begin"
+                )
+                metrics.write(self.step, "resumed", {"abandoned": 1.0})
+            while self.step < c.updates:
+                self.step += 1
+                started = time.perf_counter()
+                rollout = self.runner.collect(c.ticks)
+                collected = time.perf_counter()
+                values = self._learn(rollout)
+                self.runner.refresh()
+                spent = {"collect_s": collected - started, "learn_s": time.perf_counter() - collected}
+                self.train_s += sum(spent.values())
+                for row in episode_rows(rollout, self.step, self.step * c.steps):
+                    episodes.append(row)
+                if self._due(c.log_every):
+                    self._log(metrics, progress, values | spent | dict(self.agent.facts(rollout)), rollout)
+                if self._due(c.eval_every):
+                    check_finite(self.step, as_floats(values))
+                    progress.note("evaluating")
+                    self._evaluate(metrics, evaluations, progress)
+                    progress.note("")
+                stop = interrupt.requested  # asked once: a signal from here on comes after the next iteration
+                if self._due(c.checkpoint_every) or stop:
+                    check_finite(self.step, as_floats(values))
+                    for file in (metrics, evaluations, episodes):
+                        file.flush()
+                    self.save()
+                progress.update(self.step)
+                if stop:
+                    break
+        evaluations.close()
+        episodes.close()
+        return self.step >= c.updates
+
+    def _learn(self, rollout: Rollout) -> Metrics:
+        """The gradient steps that follow on a rollout; the metrics of the last."""
+        values: Metrics = {}
+        for batch in _without_grad(self.agent.learn(rollout)):
+            self.gradient_steps += 1
+            values = self.learner.step(self.gradient_steps, batch)
+        return values
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.updates
+
+    def _log(self, metrics: MetricsWriter, progress: Progress, values: Mapping[str, Any], rollout: Rollout) -> None:
+        steps = self.step * self.config.steps
+        counts = {
+            "environment_steps": steps,
+            "gradient_steps": self.gradient_steps,
+            "steps_per_s": steps / self.train_s,
+        }
+        ended = rollout.streams.terminated | rollout.streams.truncated
+        if bool(ended.any()):
+            labels = rollout.streams.labels
+            counts |= {
+                name: float(torch.as_tensor(labels[name])[ended].double().mean()) for name in ("return", "length")
+            }
+        numbers = metrics.write(self.step, "train", {**counts, **values})
+        progress.update(self.step, {k: v for k, v in numbers.items() if k in ("return", "length", "steps_per_s")})
+
+    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
+        row, rollout = self.evaluator.run(self.agent, self.step)
+        rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
+        evaluations.append(row)
+        self.evaluations.append(row)
+        shown = {name: row[name] for name in ("return", "length", "success") if row[name] is not None}
+        metrics.write(self.step, "eval", shown)
+        progress.print(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+
+def build_agent(cls: type[OnlineAgent], config: OnlineConfig, spaces: Spaces) -> OnlineAgent:
+    """Build the networks for a world's spaces, with initial weights that depend on the configuration's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return cls(config, spaces)
+
+
+def _without_grad(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of an agent, made without gradients; what is done with them is not touched."""
+    while True:
+        with torch.no_grad():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,33 @@
+"""Worlds by name: as many episodes side by side as a run wants, and the spaces that its networks are built for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from echelon.envs.spaces import Spaces, spaces_of
+from echelon.errors import UsageError
+from echelon.hierarchy.world import World, from_gym
+
+
+def make_world(name: str, slots: int, limit: int | None = None) -> World:
+    """`slots` episodes of the environment `name`, cut off after `limit` steps. UsageError if there is none such."""
+    return from_gym([make_env(name, limit) for _ in range(slots)])
+
+
+def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
+    """One gymnasium environment."""
+    try:
+        return gymnasium.make(name, max_episode_steps=limit)
+    except gymnasium.error.Error as error:
+        raise UsageError(f"environment '{name}': {error}") from error
+
+
+def world_spaces(name: str) -> Spaces:
+    """What the environment `name` shows and takes."""
+    env = make_env(name)
+    try:
+        return spaces_of(env.observation_space, env.action_space)
+    finally:
+        env.close()
