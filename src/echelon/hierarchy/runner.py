@@ -70,6 +70,7 @@ class Runner:
         self._levels = list(zip(self.tracks, self.recorder.logs, strict=True))
         self.running = Episodes(world, self.recorder, info_labels)
         self._collected = 0  # episodes that `collect` has started
+        self._skipped = 0  # those that a run before this one had started
         self._shown: Mapping[str, Tensor | np.ndarray] = {}  # what the world shows, as it came
         self._obs: dict[str, Tensor] = {}  # the same for the levels
         self._cast = (
@@ -103,7 +104,7 @@ class Runner:
         if open_spans not in ("carried", "bootstrapped"):
             raise UsageError(f"open_spans is 'carried' or 'bootstrapped', not {open_spans!r}")
         if self.running.source is None:
-            self._restart(self._endless(self._collected))
+            self._restart(self._endless(self._skipped))
         self._run(ticks)
         return self._batch(open_spans)
 
@@ -168,7 +169,7 @@ class Runner:
 
     def skip_episodes(self, state: Mapping[str, Any]) -> None:
         """In place of `load_state_dict`, for a world that cannot be brought back: new episodes, the next in line."""
-        self._collected, self.running.begun = state["collected"], state["episodes"]["begun"]
+        self._skipped, self.running.begun = state["collected"], state["episodes"]["begun"]
         if self.generator is not None:
             self.generator.set_state(state["generator"])
 
