@@ -29,6 +29,7 @@ CLASSES = {
     "saw": "echelon.systems.offline.saw:SAW",
     "hecrl": "echelon.systems.offline.hecrl:HECRL",
     "smore": "echelon.systems.offline.smore:SMORe",
+    "sac": "echelon.systems.online.sac:SAC",
     "flat-ppo": "echelon.systems.online.flat_ppo:FlatPPO",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
@@ -149,6 +150,7 @@ TABLE = """
   - | crl | CRL | 2206.07568 | offline | Contrastive Learning as Goal-Conditioned Reinforcement Learning
   - | qrl | QRL | 2304.01203 | offline | Optimal Goal-Reaching Reinforcement Learning via Quasimetric Learning
   - | hiql | HIQL | 2307.11949 | offline | HIQL: Offline Goal-Conditioned RL with Latent States as Actions
+  - | sac | SAC | 1812.05905 | online | Soft Actor-Critic Algorithms and Applications
   - | flat-ppo | FlatPPO | 1707.06347 | online | Proximal Policy Optimization Algorithms
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
   - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
