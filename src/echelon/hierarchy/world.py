@@ -214,7 +214,8 @@ class VectorWorld:
                 "autoreset_mode=AutoresetMode.DISABLED (or SAME_STEP, for collect only)"
             )
         self.env, self.explicit = env, mode is AutoresetMode.DISABLED
-        self.slots, self.agents, self.roles = env.num_envs, 1, ("agent",)
+        self.slots, self.agents = env.num_envs, 1
+        self.roles: Sequence[str] = ("agent",)
         self.bounds = _bounds(env.single_action_space, clip)
         self._dtype, self._copies = dtype, bool(getattr(env, "copy", False))
         self._torch = False  # a world that shows tensors is given tensors
@@ -254,6 +255,23 @@ class VectorWorld:
         if not self.explicit and ended.any():
             observation, infos = self._final(observation, ended, infos), _with_final(infos)
         return Step(observation, reward, terminated, truncated, infos=infos)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where all episodes stand; None if the environment cannot tell."""
+        if not isinstance(self.env, Restorable):
+            return None
+        state = self.env.state_dict()
+        shown = {name: torch.as_tensor(array).clone() for name, array in self._next.items()}
+        mine = {"begun": self._begun, "ended": torch.from_numpy(self._ended.copy()), "torch": self._torch}
+        return None if state is None else {"env": state, "next": shown, **mine}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring the environment to where it stood."""
+        if not isinstance(self.env, Restorable):
+            raise UsageError(f"{type(self.env).__name__} cannot be brought to a state; it has no load_state_dict")
+        self.env.load_state_dict(state["env"])
+        self._next, self._begun, self._torch = state["next"], state["begun"], state["torch"]
+        self._ended = state["ended"].numpy().copy()
 
     def _as_dict(self, observation: Any) -> dict[str, Tensor]:
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}

@@ -6,13 +6,17 @@ from typing import Any
 
 import gymnasium
 
+from echelon.envs.grids import named_world
 from echelon.envs.spaces import Spaces, spaces_of
 from echelon.errors import UsageError
-from echelon.hierarchy.world import World, from_gym
+from echelon.hierarchy.world import World, from_gym, from_vector
 
 
 def make_world(name: str, slots: int, limit: int | None = None) -> World:
     """`slots` episodes of the environment `name`, cut off after `limit` steps. UsageError if there is none such."""
+    own = named_world(name, slots, limit)
+    if own is not None:
+        return from_vector(own)
     return from_gym([make_env(name, limit) for _ in range(slots)])
 
 
@@ -26,6 +30,9 @@ def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
 
 def world_spaces(name: str) -> Spaces:
     """What the environment `name` shows and takes."""
+    own = named_world(name, 1)
+    if own is not None:
+        return spaces_of(own.single_observation_space, own.single_action_space)
     env = make_env(name)
     try:
         return spaces_of(env.observation_space, env.action_space)
