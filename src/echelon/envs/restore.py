@@ -1,7 +1,8 @@
 """The state of gymnasium environments as plain data, to go on from in the middle of an episode.
 
-Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), classic control, wrappers that count
-steps. What is not known cannot be restored, and `state_of` says so by None: a run then goes on at an episode's start.
+Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), the point mazes and Fetch tasks of
+gymnasium-robotics, classic control, wrappers that count steps. What is not known cannot be restored, and `state_of` says
+so by None: a run then goes on at an episode's start.
 """
 
 from __future__ import annotations
@@ -26,12 +27,20 @@ CLASSIC = {
 COUNTERS = ("_elapsed_steps", "_has_reset")
 """What wrappers remember. Checkers of spaces have flags that change no number."""
 STATELESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit")
+ROBOTICS = {
+    "PointMazeEnv": ("goal", "reset_pos"),
+    "MujocoFetchReachEnv": ("goal",),
+    "MujocoFetchPushEnv": ("goal",),
+    "MujocoFetchSlideEnv": ("goal",),
+    "MujocoFetchPickAndPlaceEnv": ("goal",),
+}
+"""Class of gymnasium-robotics -> what it remembers beside its simulator."""
 
 
 def state_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     """Where `env` stands: plain data and tensors; None if its class is not known here."""
     base = env.unwrapped
-    inner = _simulator(base) if _is_mujoco(base) else _remembered(base)
+    inner = _robot(base) if _is_robotics(base) else _simulator(base) if _is_mujoco(base) else _remembered(base)
     if inner is None or any(type(wrapper).__name__ not in STATELESS for wrapper in _wrappers(env)):
         return None
     counters = [{name: getattr(w, name) for name in COUNTERS if hasattr(w, name)} for w in _wrappers(env)]
@@ -44,7 +53,9 @@ def set_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
     base = env.unwrapped
     if type(base).__name__ != state["class"]:
         raise DataError(f"the state is one of {state['class']}, the environment a {type(base).__name__}")
-    if _is_mujoco(base):
+    if _is_robotics(base):
+        _set_robot(base, state["inner"])
+    elif _is_mujoco(base):
         _set_simulator(base, state["inner"])
     else:
         for name, value in state["inner"].items():
@@ -79,6 +90,29 @@ def _is_mujoco(base: gymnasium.Env[Any, Any]) -> bool:
     return type(base).__module__.startswith("gymnasium.envs.mujoco") and hasattr(base, "data")
 
 
+def _is_robotics(base: gymnasium.Env[Any, Any]) -> bool:
+    return type(base).__module__.startswith("gymnasium_robotics.") and type(base).__name__ in ROBOTICS
+
+
+def _robot(base: Any) -> dict[str, Any]:
+    """What a goal-directed task remembers, its simulator, and the generator of the body inside, where there is one."""
+    body = getattr(base, "point_env", None)
+    return {
+        "simulator": _simulator(base),
+        "remembered": {name: _kept(getattr(base, name)) for name in ROBOTICS[type(base).__name__]},
+        "random": None if body is None else _plain(body.np_random.bit_generator.state),
+    }
+
+
+def _set_robot(base: Any, state: dict[str, Any]) -> None:
+    for name, value in state["remembered"].items():
+        setattr(base, name, value.numpy().copy())
+    _set_simulator(base, state["simulator"])
+    if state["random"] is not None:
+        base.point_env.np_random.bit_generator.state = state["random"]
+        base.update_target_site_pos()  # what a picture shows
+
+
 def _simulator(base: Any) -> dict[str, Any]:
     import mujoco
 
@@ -88,7 +122,7 @@ def _simulator(base: Any) -> dict[str, Any]:
     # velocities of bodies and contact forces are read by some observations and rewards, and belong to the step before
     return {"integration": torch.from_numpy(full), **{name: torch.from_numpy(np.array(getattr(base.data, name)))
             for name in ("xpos", "xmat", "xipos", "cvel", "cfrc_ext", "cinert", "qfrc_actuator", "subtree_com",
-                         "site_xpos", "geom_xpos", "geom_xmat", "ximat")}}  # fmt: skip
+                         "site_xpos", "geom_xpos", "geom_xmat", "ximat", "xquat")}}  # fmt: skip
 
 
 def _set_simulator(base: Any, state: dict[str, Any]) -> None:
