@@ -1,8 +1,8 @@
 """The state of gymnasium environments as plain data, to go on from in the middle of an episode.
 
 Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), the point mazes and Fetch tasks of
-gymnasium-robotics, classic control, wrappers that count steps. What is not known cannot be restored, and `state_of` says
-so by None: a run then goes on at an episode's start.
+gymnasium-robotics, classic control, wrappers that count steps. What is not known cannot be restored, and `state_of`
+says so by None: a run then goes on at an episode's start.
 """
 
 from __future__ import annotations

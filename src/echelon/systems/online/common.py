@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from echelon.credit.returns import gae
 from echelon.envs.spaces import Spaces
 from echelon.hierarchy.level import Decision, Level
+from echelon.nets.actors import Categorical, Gaussian
 from echelon.rollout import Ragged, Rollout
 from echelon.training.agent import Batch
 
@@ -40,6 +42,13 @@ class Reader(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
+def actor_of(spaces: Spaces, features: int, hidden: tuple[int, ...]) -> Any:
+    """A policy for the actions that a world takes: over choices, or a Gaussian over vectors."""
+    if spaces.actions is None:
+        return Gaussian(features, hidden, spaces.action_dim)
+    return Categorical(features, hidden, spaces.choices)
+
+
 class ActorLevel(Level):
     """The bottom level around an actor of `nets.actors`: samples or takes the mode, and notes a critic's value."""
 
@@ -57,6 +66,34 @@ class ActorLevel(Level):
         action = self.actor.sample(parameters, self.generator)
         values = {} if self.critic is None else {"value": self.critic(read).squeeze(-1)}
         return Decision(action, self.actor.log_prob(parameters, action), values)
+
+
+class BoundedLevel(Level):
+    """A level that acts with vectors between two bounds, [A] each; uniform ones until the agent is `warm`."""
+
+    def __init__(self, agent: Any, reader: Reader, explore: bool, bounds: tuple[Tensor, Tensor], name: str = "action"):
+        self.name, self.agent, self.reader, self.explore = name, agent, reader, explore
+        self.low, self.high = bounds
+
+    @abstractmethod
+    def propose(self, read: Tensor) -> Tensor:
+        """Actions [B, A] in [-1, 1] for what was read [B, F]; with noise if it explores."""
+
+    def features(self, seen: Any, parent: Tensor | None) -> Tensor:
+        """What the networks read [B, F]; what the level above commands is part of it."""
+        read = self.reader(seen)
+        return read if parent is None else torch.cat([read, parent.to(read.dtype)], -1)
+
+    def uniform(self, read: Tensor) -> Tensor:
+        """Random actions [B, A] in [-1, 1]."""
+        return 2 * torch.rand(len(read), len(self.low), generator=self.generator, device=read.device) - 1
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        """An action within the bounds for each stream."""
+        read = self.features(features, parent)
+        low, high = self.low.to(read.device), self.high.to(read.device)
+        action = self.uniform(read) if self.explore and not self.agent.warm else self.propose(read)
+        return Decision(low + (action + 1) / 2 * (high - low))
 
 
 def observed(rollout: Rollout) -> dict[str, Tensor]:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from echelon.data.replay import Replay
 from echelon.envs.spaces import Spaces
-from echelon.hierarchy.level import Decision, Level
-from echelon.hierarchy.transitions import Transitions
+from echelon.hierarchy.level import Level
+from echelon.hierarchy.transitions import Columns, Transitions
 from echelon.nets.actors import SquashedGaussian
 from echelon.nets.frozen import frozen
 from echelon.nets.mlp import EnsembleMLP
 from echelon.rollout import Rollout
-from echelon.systems.online.common import Reader
+from echelon.systems.online.common import BoundedLevel, Reader
 from echelon.training.agent import Batch, Metrics, Update
 from echelon.training.online.agent import Keeper, OnlineAgent
 from echelon.training.online.config import OnlineConfig
@@ -38,16 +38,26 @@ class SoftActorCritic(nn.Module):
     """Actor, two critics with targets and a temperature, learning from rows of a batch.
 
     A batch has features and next_features [B, F], action [B, A] in (-1, 1), reward [B] and discount [B] (0 where the
-    episode ended in a terminal state), whatever time an action held.
+    episode ended in a terminal state), whatever time an action held. A `temperature` that is given stays as it is.
     """
 
-    def __init__(self, features: int, actions: int, hidden: tuple[int, ...], *, rate: float, target_entropy: float):
+    def __init__(
+        self,
+        features: int,
+        actions: int,
+        hidden: tuple[int, ...],
+        *,
+        rate: float,
+        target_entropy: float,
+        temperature: float | None = None,
+    ):
         super().__init__()
-        self.rate, self.target_entropy = rate, target_entropy
+        self.rate, self.target_entropy, self.learned = rate, target_entropy, temperature is None
         self.actor = SquashedGaussian(features, hidden, actions)
         self.critic = EnsembleMLP(2, [features + actions, *hidden, 1], activation=F.relu)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_temperature = nn.ParameterList([nn.Parameter(torch.zeros(()))])
+        start = torch.tensor(math.log(1.0 if temperature is None else temperature))
+        self.log_temperature = nn.ParameterList([nn.Parameter(start, requires_grad=self.learned)])
 
     @property
     def temperature(self) -> Tensor:
@@ -57,14 +67,14 @@ class SoftActorCritic(nn.Module):
     def target(self, batch: Batch) -> Tensor:
         """[B]: r + discount · (min Q'(s', a') - α log π(a' | s')), a' drawn from the policy."""
         action, log_prob = self.actor.sample(self.actor(batch["next_features"]))
-        q = _q(self.target_critic, batch["next_features"], action).amin(0)
+        q = q_values(self.target_critic, batch["next_features"], action).amin(0)
         return batch["reward"] + batch["discount"] * (q - self.temperature * log_prob)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Half the squared error of both critics."""
         with torch.no_grad():
             target = self.target(batch)
-        q = _q(self.critic, batch["features"], batch["action"])
+        q = q_values(self.critic, batch["features"], batch["action"])
         loss = 0.5 * (q - target).square().mean(-1).sum()
         return loss, {"critic/loss": loss.detach(), "critic/value": q.detach().mean()}
 
@@ -73,12 +83,12 @@ class SoftActorCritic(nn.Module):
         -log α · (log π + target entropy), so that α falls while the policy is more random than asked for."""
         action, log_prob = self.actor.sample(self.actor(batch["features"]))
         with frozen(self.critic):
-            q = _q(self.critic, batch["features"], action).amin(0)
+            q = q_values(self.critic, batch["features"], action).amin(0)
         temperature = self.temperature.detach()
         actor = (temperature * log_prob - q).mean()
         excess = (log_prob.detach() + self.target_entropy).mean()
         metrics = {"actor/loss": actor.detach(), "actor/entropy": -log_prob.detach().mean(), "temperature": temperature}
-        return actor - self.log_temperature[0] * excess, metrics
+        return (actor - self.log_temperature[0] * excess if self.learned else actor), metrics
 
     def updates(self, lr: float, prefix: str = "") -> tuple[Update, ...]:
         """Critics, then the actor with the temperature; names begin with `prefix`."""
@@ -93,28 +103,18 @@ class SoftActorCritic(nn.Module):
         torch._foreach_lerp_(targets, sources, self.rate)
 
 
-class SoftLevel(Level):
+class SoftLevel(BoundedLevel):
     """The policy of a `SoftActorCritic` as a level: samples, or the mode; random until `warm` says that it may act."""
 
     def __init__(self, agent: OnlineAgent, parts: SoftActorCritic, reader: Reader, explore: bool, name: str = "action"):
-        self.name, self.parts, self.reader, self.explore = name, parts, reader, explore
-        self.low, self.high = agent.spaces.bounds()
-        self.agent: Any = agent
+        super().__init__(agent, reader, explore, agent.spaces.bounds(), name)
+        self.parts = parts
 
-    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
-        """An action within the bounds for each stream; what the level above commands is part of what is read."""
-        read = self.reader(features)
-        if parent is not None:
-            read = torch.cat([read, parent.to(read.dtype)], -1)
-        low, high = self.low.to(read.device), self.high.to(read.device)
+    def propose(self, read: Tensor) -> Tensor:
         parameters = self.parts.actor(read)
         if not self.explore:
-            action = self.parts.actor.mode(parameters)
-        elif not self.agent.warm:
-            action = 2 * torch.rand(len(read), len(low), generator=self.generator, device=read.device) - 1
-        else:
-            action, _ = self.parts.actor.sample(parameters, self.generator)
-        return Decision(low + (action + 1) / 2 * (high - low))
+            return self.parts.actor.mode(parameters)
+        return self.parts.actor.sample(parameters, self.generator)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +167,11 @@ class ReplayAgent(OnlineAgent):
 
     def __init__(self, config: ReplayConfig, spaces: Spaces):
         super().__init__(config, spaces)
+        self.read = Reader(spaces)
+        self.low: Tensor
+        self.high: Tensor
+        for name, bound in zip(("low", "high"), spaces.bounds(), strict=True):
+            self.register_buffer(name, bound)
         self.moves = Transitions("action", config.gamma)
         self.replay = Replay(config.capacity)
         self.seen: Tensor
@@ -188,24 +193,43 @@ class ReplayAgent(OnlineAgent):
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Keep what ended, and draw the batches that are due."""
         self.keep(rollout)
+        for _ in range(self.owed(rollout)):
+            yield self.draw()
+
+    def owed(self, rollout: Rollout) -> int:
+        """Count the rollout's steps; how many gradient steps are due."""
         self.seen += rollout.size
         if not self.warm or not len(self.replay):
-            return
+            return 0
         self.due += self.config.gradient_ratio * rollout.size
         steps = int(self.due)
         self.due -= steps
-        for _ in range(steps):
-            yield self.draw()
+        return steps
 
-    def keep(self, rollout: Rollout) -> None:
-        """Put the rollout's transitions into the replay."""
+    def keep(self, rollout: Rollout) -> Columns:
+        """Put the rollout's transitions into the replay; all their columns."""
         rows = self.moves.add(rollout)
         names = [name for seen in rollout.observation for name in (seen, f"next_{seen}")]
         self.replay.add({name: rows[name] for name in (*names, *self.columns)})
+        return rows
 
     def draw(self) -> Batch:
         """A batch for the losses."""
-        raise NotImplementedError
+        return self.batch(self.replay.sample(self.config.batch_size))
+
+    def batch(self, rows: Mapping[str, Tensor]) -> Batch:
+        """Rows of the replay as an actor and its critics read them."""
+        return {
+            "features": self.read(rows),
+            "next_features": self.read(rows, "next_"),
+            "action": self.unit(rows["action"]),
+            "reward": rows["reward"],
+            "discount": rows["discount"],
+        }
+
+    def unit(self, action: Tensor) -> Tensor:
+        """Actions within the bounds as vectors in [-1, 1]."""
+        return 2 * (action - self.low) / (self.high - self.low) - 1
 
 
 class SAC(ReplayAgent):
@@ -223,27 +247,12 @@ class SAC(ReplayAgent):
 
     def __init__(self, config: Config, spaces: Spaces):
         super().__init__(config, spaces)
-        self.read = Reader(spaces)
         actions = spaces.action_dim
         target = -float(actions) if config.target_entropy is None else config.target_entropy
         self.parts = SoftActorCritic(self.read.size, actions, config.hidden, rate=config.rate, target_entropy=target)
-        self.low: Tensor
-        self.high: Tensor
-        for name, bound in zip(("low", "high"), spaces.bounds(), strict=True):
-            self.register_buffer(name, bound)
 
     def levels(self, explore: bool) -> tuple[Level, ...]:
         return (SoftLevel(self, self.parts, self.read, explore),)
-
-    def draw(self) -> Batch:
-        rows = self.replay.sample(self.config.batch_size)
-        return {
-            "features": self.read(rows),
-            "next_features": self.read(rows, "next_"),
-            "action": 2 * (rows["action"] - self.low) / (self.high - self.low) - 1,
-            "reward": rows["reward"],
-            "discount": rows["discount"],
-        }
 
     def updates(self) -> tuple[Update, ...]:
         return self.parts.updates(self.config.lr)
@@ -252,6 +261,6 @@ class SAC(ReplayAgent):
         self.parts.follow()
 
 
-def _q(critic: Any, features: Tensor, action: Tensor) -> Tensor:
-    """[2, B]."""
+def q_values(critic: Any, features: Tensor, action: Tensor) -> Tensor:
+    """[members, B]: what each member of an `EnsembleMLP` says of features [B, F] and actions [B, A]."""
     return critic(torch.cat([features, action], -1)).squeeze(-1)

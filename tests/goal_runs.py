@@ -1,0 +1,59 @@
+"""Runs of online systems for tests: stopped in the middle and gone on with, against those that were not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from echelon.training import checkpoint, run
+from echelon.training.agent import Learner
+from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.config import OnlineConfig
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a run's newest checkpoint."""
+    found = checkpoint.latest(directory)
+    assert found is not None
+    return found.tensors
+
+
+def stop_and_go_on(
+    system: type[OnlineAgent], config: OnlineConfig, at: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train in `directory`, with a signal in gradient step `at`, and go on to the end."""
+    step = Learner.step
+
+    def signalled(learner: Learner, number: int, batch: Any) -> Any:
+        if number == at:
+            signal.raise_signal(signal.SIGINT)
+        return step(learner, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", signalled)
+        assert run.train(system, config, directory, device="cpu", threads=1, say=lambda line: None) is None
+    assert run.train(system, config, directory, device="cpu", threads=1, say=lambda line: None) == directory
+
+
+def assert_resumes(
+    system: type[OnlineAgent], config: OnlineConfig, at: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped in gradient step `at` ends as one that was not: checkpoint, evaluations, episodes."""
+    run.train(system, config, directory / "whole", device="cpu", threads=1, say=lambda line: None)
+    stop_and_go_on(system, config, at, directory / "cut", monkeypatch)
+    expected, found = weights(directory / "whole"), weights(directory / "cut")
+    assert expected.keys() == found.keys()
+    assert [n for n in expected if expected[n].numpy().tobytes() != found[n].numpy().tobytes()] == []
+    for file in ("evaluations.jsonl", "episodes.jsonl"):
+        rows = [
+            [json.loads(line) for line in (directory / side / file).read_text().splitlines()]
+            for side in ("whole", "cut")
+        ]
+        for row in (*rows[0], *rows[1]):
+            row.pop("seconds", None), row.pop("load", None)
+        assert rows[0] == rows[1]
