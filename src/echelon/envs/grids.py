@@ -1,8 +1,15 @@
-"""Small worlds of the literature, each with its exact model: four rooms.
+"""Small worlds of the literature, each with its exact model: four rooms, a chain, a taxi.
 
 Four rooms: Sutton, Precup, Singh (1999), Artificial Intelligence 112, figure 2. A move goes where it should with chance
 2/3 and in each of the three other directions with 1/9; who bumps into a wall stays. Reaching the goal pays 1 and ends
 the episode, which begins anywhere else with equal chance.
+Chain: the stochastic decision process of h-DQN (arXiv 1604.06057, section 4.1). Places 1 to 6, begun in 2 and over in
+1. Left goes left; right goes right half of the time, else left; from 6 everything goes left. The end pays 1 to who was
+in 6, else 0.01. The state says where one is and whether one was in 6.
+Taxi: Dietterich (2000), Journal of Artificial Intelligence Research 13. Five by five cells with four landmarks; fetch
+the passenger from one and deliver at another. A step costs 1, a delivery pays 20, a pickup or putdown where it does
+nothing costs 10 (paper: 20 beside the cost of the step). Numbers of states and actions and the rules are those of
+gymnasium's Taxi-v3, except that a passenger leaves at the destination alone, as in the paper.
 """
 
 from __future__ import annotations
@@ -10,10 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import torch
+
 from echelon.envs.tables import Model, Outcomes, TableWorld, model_of
 from echelon.errors import UsageError
 
 Cell = tuple[int, int]
+
+# ---- four rooms
 
 ROOMS = (
     "#############",
@@ -71,9 +82,108 @@ def four_rooms_far_world(slots: int, limit: int | None = None, moves_after: int 
     return TableWorld(four_rooms(FAR), slots, limit or FOUR_ROOMS_LIMIT, then)
 
 
+# ---- chain
+
+PLACES = 6
+"""Places of the chain."""
+
+
+@lru_cache(maxsize=1)
+def chain() -> Model:
+    """The exact model of the chain; state (place - 1) + 6 · (6 was visited). It shows `place` (from 0) too."""
+
+    def rule(state: int, action: int) -> Outcomes:
+        visited, place = divmod(state, PLACES)
+        right = 0.5 if action == 1 and place < PLACES - 1 else 0.0
+        for chance, after in ((1 - right, place - 1), (right, place + 1)):
+            if chance:
+                been = visited or after == PLACES - 1
+                paid = 0.0 if after > 0 else 1.0 if been else 0.01
+                yield chance, after + PLACES * been, paid
+
+    ends = [state % PLACES == 0 for state in range(2 * PLACES)]
+    place = torch.arange(2 * PLACES) % PLACES
+    return model_of(2, rule, ends, [1], {"place": place})
+
+
+def chain_world(slots: int, limit: int | None = None, changes_after: int | None = None) -> TableWorld:
+    """The chain; its episodes end by themselves."""
+    _refuse_change("chain", changes_after)
+    return TableWorld(chain(), slots, limit)
+
+
+# ---- taxi
+
+BETWEEN = (":|::", ":|::", "::::", "|:|:", "|:|:")
+"""Between neighbouring cells of a row: a wall (|) or none (:)."""
+LANDMARKS: tuple[Cell, ...] = ((0, 0), (0, 4), (4, 0), (4, 3))
+IN_TAXI = len(LANDMARKS)
+"""Where the passenger is, after the landmarks."""
+SOUTH, NORTH, EASTWARD, WESTWARD, PICKUP, PUTDOWN = range(6)
+TAXI_LIMIT = 200
+
+
+def taxi_state(row: int, column: int, passenger: int, destination: int) -> int:
+    """The number of a state of the taxi."""
+    return ((row * 5 + column) * 5 + passenger) * 4 + destination
+
+
+def taxi_parts(state: int) -> tuple[Cell, int, int]:
+    """Cell, passenger and destination of a state of the taxi."""
+    return divmod(state // 20, 5), state // 4 % 5, state % 4
+
+
+@lru_cache(maxsize=1)
+def taxi() -> Model:
+    """The exact model of the taxi, 500 states; it shows `row`, `column`, `passenger` and `destination` too."""
+
+    def rule(state: int, action: int) -> Outcomes:
+        (i, j), passenger, destination = taxi_parts(state)
+        here = LANDMARKS.index((i, j)) if (i, j) in LANDMARKS else None
+        if action < PICKUP:
+            yield 1.0, taxi_state(*_driven(i, j, action), passenger, destination), -1.0
+        elif action == PICKUP and passenger == here:
+            yield 1.0, taxi_state(i, j, IN_TAXI, destination), -1.0
+        elif action == PUTDOWN and passenger == IN_TAXI and here == destination:
+            yield 1.0, taxi_state(i, j, destination, destination), 20.0
+        else:
+            yield 1.0, state, -10.0
+
+    parts = [taxi_parts(state) for state in range(500)]
+    delivered = [passenger == destination for _, passenger, destination in parts]
+    starts = [s for s, (_, passenger, _) in enumerate(parts) if passenger != IN_TAXI and not delivered[s]]
+    columns = torch.tensor([(*cell, passenger, destination) for cell, passenger, destination in parts])
+    views = dict(zip(("row", "column", "passenger", "destination"), columns.unbind(1), strict=True))
+    return model_of(6, rule, delivered, starts, views)
+
+
+def _driven(i: int, j: int, action: int) -> Cell:
+    """Where a move of the taxi leads."""
+    if action in (SOUTH, NORTH):
+        return min(max(i + (1 if action == SOUTH else -1), 0), 4), j
+    after = j + (1 if action == EASTWARD else -1)
+    return i, after if 0 <= after <= 4 and BETWEEN[i][min(j, after)] == ":" else j
+
+
+def taxi_world(slots: int, limit: int | None = None, changes_after: int | None = None) -> TableWorld:
+    """The taxi."""
+    _refuse_change("taxi", changes_after)
+    return TableWorld(taxi(), slots, limit or TAXI_LIMIT)
+
+
+# ---- by name
+
+
+def _refuse_change(name: str, changes_after: int | None) -> None:
+    if changes_after is not None:
+        raise UsageError(f"the rules of {name} do not change; leave out @{changes_after}")
+
+
 WORLDS: dict[str, Callable[[int, int | None, int | None], TableWorld]] = {
     "four-rooms": four_rooms_world,
     "four-rooms-far": four_rooms_far_world,
+    "chain": chain_world,
+    "taxi": taxi_world,
 }
 """Name -> the world with so many slots, episodes cut off after so many steps, rules that change after so many."""
 
