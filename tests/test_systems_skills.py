@@ -1,0 +1,174 @@
+"""Skills without rewards: DIAYN, DADS and the manager above skills, against their papers' numbers and naive loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from echelon.envs.spaces import Spaces
+from echelon.errors import UsageError
+from echelon.hierarchy.runner import Runner
+from echelon.hierarchy.world import from_gym
+from echelon.systems.online.diayn import DIAYN, SkillLevel, skill_reward
+from echelon.systems.online.skills import cells
+from echelon.training import checkpoint, run
+from echelon.training.agent import Learner
+
+SPACES = Spaces({"observation": (3,)}, {}, None, (-2.0,), (2.0,))
+SMALL: dict[str, Any] = {
+    "env": "Pendulum-v1",
+    "slots": 2,
+    "ticks": 20,
+    "updates": 8,
+    "hidden": (8,),
+    "batch_size": 16,
+    "capacity": 200,
+    "random_steps": 80,
+    "gradient_ratio": 0.1,
+    "limit": 30,
+    "eval_every": 4,
+    "eval_episodes": 3,
+    "checkpoint_every": 4,
+    "log_every": 1,
+}
+
+
+# ---- DIAYN
+
+
+@pytest.mark.parametrize(("q", "expected"), [(0.6, 0.875469), (0.1, -0.916291)])
+def test_reward_of_a_skill_among_four(q: float, expected: float) -> None:
+    logits = torch.tensor([[q, (1 - q) / 3, (1 - q) / 3, (1 - q) / 3]]).log() + 7
+    assert skill_reward(logits, torch.tensor([0])).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_skill_is_held_for_the_episode_and_drawn_evenly() -> None:
+    agent = DIAYN(DIAYN.Config(**{**SMALL, "skills": 4}), SPACES)
+    worlds = from_gym([gymnasium.make("Pendulum-v1", max_episode_steps=5) for _ in range(20)])
+    rollout = Runner(agent.levels(True), worlds, generator=torch.Generator().manual_seed(0)).collect(100)
+    skills = rollout.decisions["skill"]
+    assert len(skills) == 20 * 20 and bool((skills.stop - skills.start == 5).all())
+    assert torch.bincount(skills.action).tolist() == pytest.approx([100] * 4, abs=30)
+    level = SkillLevel(3, explore=False)
+    found = [level.decide(None, None, torch.ones(4, dtype=torch.bool)).action.tolist() for _ in range(2)]
+    assert found == [[0, 1, 2, 0], [1, 2, 0, 1]]
+
+
+def filled(agent: Any, rows: int, command: Tensor) -> None:
+    torch.manual_seed(3)
+    columns = {name: torch.randn(rows, 3) for name in ("observation", "next_observation")}
+    rest = {"action": torch.randn(rows, 1).clamp(-2, 2), "reward": torch.full((rows,), 99.0)}
+    agent.replay.add(columns | rest | {"discount": torch.full((rows,), 0.9), "command": command})
+
+
+def test_diayn_s_batch_has_its_own_reward_and_the_skill_in_what_is_read() -> None:
+    torch.manual_seed(0)
+    agent = DIAYN(DIAYN.Config(**{**SMALL, "skills": 4, "sees": (2, 0)}), SPACES)
+    filled(agent, 12, torch.randint(4, (12,)))
+    with torch.no_grad():
+        batch = agent.prepare(agent.draw())
+    for row in range(len(batch["reward"])):
+        z, after = int(batch["skill"][row]), batch["next_state"][row]
+        place = (agent.replay.columns["next_observation"][:, [2, 0]] == after).all(-1).nonzero()[0, 0]
+        assert int(agent.replay.columns["command"][place]) == z
+        q = agent.discriminator(after).softmax(-1)[z].item()
+        assert batch["reward"][row].item() == pytest.approx(math.log(q) - math.log(0.25), abs=1e-5)
+        one_hot = [float(z == k) for k in range(4)]
+        assert batch["features"][row, 3:].tolist() == one_hot == batch["next_features"][row, 3:].tolist()
+    loss, metrics = agent.discriminator_loss(batch)
+    nats = [-(r - math.log(4)) for r in batch["reward"].tolist()]
+    assert loss.item() == pytest.approx(np.mean(nats), abs=1e-5)
+    assert 0 <= metrics["discriminator/accuracy"] <= 100
+
+
+def test_the_entropy_s_weight_stays() -> None:
+    agent = DIAYN(DIAYN.Config(**{**SMALL, "skills": 2}), SPACES)
+    assert agent.parts.temperature.item() == pytest.approx(0.1)
+    filled(agent, 16, torch.randint(2, (16,)))
+    with torch.no_grad():
+        batch = agent.prepare(agent.draw())
+    agent.parts.actor_loss(batch)[0].backward()
+    assert agent.parts.log_temperature[0].grad is None
+
+
+def test_skills_learn_to_be_told_apart() -> None:
+    """Where the state is the action, two skills part: one goes up, the other down."""
+    torch.manual_seed(1)
+    agent = DIAYN(DIAYN.Config(**{**SMALL, "skills": 2, "hidden": (32,), "lr": 3e-3, "sees": (0,)}), SPACES)
+    from echelon.training.runtime import choose
+
+    learner = Learner(agent, choose("cpu", "float32", 1))
+    for step in range(1, 121):
+        state, skill = torch.zeros(64, 3), torch.randint(2, (64,))
+        with torch.no_grad():
+            read = torch.cat([state, agent.encode(skill)], -1)
+            action, _ = agent.parts.actor.sample(agent.parts.actor(read))
+        after = torch.cat([action, state[:, 1:]], -1)
+        rows = {"observation": state, "next_observation": after, "action": 2 * action, "command": skill}
+        batch = agent.batch(rows | {"reward": torch.zeros(64), "discount": torch.zeros(64)})
+        shown = learner.step(step, batch)
+    assert shown["discriminator/accuracy"] > 85
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0])
+def test_cells_are_those_of_a_naive_count(width: float) -> None:
+    states = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    assert cells(states, width) == len({(math.floor(x / width), math.floor(y / width)) for x, y in states.tolist()})
+
+
+# ---- runs
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    found = checkpoint.latest(directory)
+    assert found is not None
+    return found.tensors
+
+
+def goes_on(cls: Any, config: Any, root: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a signal stops in its `at`-th gradient step ends as one that nothing stopped."""
+    run.train(cls, config, root / "whole", device="cpu", threads=1, say=lambda line: None)
+    step, calls = Learner.step, []
+
+    def signalled(learner: Learner, number: int, batch: Any) -> Any:
+        calls.append(number)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return step(learner, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", signalled)
+        assert run.train(cls, config, root / "cut", device="cpu", threads=1, say=lambda line: None) is None
+    assert run.train(cls, config, root / "cut", device="cpu", threads=1, say=lambda line: None)
+    expected, found = weights(root / "whole"), weights(root / "cut")
+    assert expected.keys() == found.keys()
+    assert [n for n in expected if expected[n].numpy().tobytes() != found[n].numpy().tobytes()] == []
+
+
+def test_diayn_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on(DIAYN, DIAYN.Config(**{**SMALL, "skills": 4}), tmp_path, 10, monkeypatch)
+    rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "train"][-1]
+    assert last["states/cells"] > 1 and 0 <= last["discriminator/accuracy"] <= 100 and "skills/reward" in last
+
+
+def test_senseless_configurations_are_refused() -> None:
+    with pytest.raises(UsageError, match="diayn: skills must be at least 2"):
+        DIAYN.Config(skills=1)
+    with pytest.raises(UsageError, match="diayn: sees must be different places"):
+        DIAYN.Config(sees=(1, 1))
+    with pytest.raises(UsageError, match="places up to 2"):
+        DIAYN(DIAYN.Config(**{**SMALL, "sees": (0, 3)}), SPACES)
+    with pytest.raises(UsageError, match="acts with vectors"):
+        DIAYN(DIAYN.Config(**SMALL), Spaces({"observation": (3,)}, {}, 2))
+    with pytest.raises(UsageError, match="no goal"):
+        DIAYN(DIAYN.Config(**{**SMALL, "reads": ("goal",)}), SPACES)
