@@ -37,7 +37,8 @@ def transitions(rollout: Rollout, level: str, gamma: float, channels: str | Sequ
     last = d.stop >= stops[d.stream]
     start, stop = d.start.clamp(max=size - 1), d.stop.clamp(max=size - 1)
     row: Columns = {}
-    for name, seen in rollout.observation.items():
+    for name in table.final_observation:  # a learned termination's probabilities are recorded, but not seen
+        seen = rollout.observation[name]
         if isinstance(seen, Ragged):
             raise DataError(f"observation '{name}' has rows of different lengths, and transitions have none")
         row[name], after = seen[start], seen[stop]

@@ -11,9 +11,9 @@ Deviations: the value loss is not clipped; the log-probability is that of the ac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,9 @@ from torch import Tensor
 from echelon.envs.spaces import Spaces
 from echelon.hierarchy.level import Level
 from echelon.losses.surrogate import ppo_clip
-from echelon.nets.actors import Categorical, Gaussian
 from echelon.nets.mlp import MLP
 from echelon.rollout import Rollout
-from echelon.systems.online.common import ActorLevel, Reader, advantages, by_item, minibatches, observed
+from echelon.systems.online.common import ActorLevel, Reader, actor_of, advantages, by_item, minibatches, observed
 from echelon.training.agent import Batch, Metrics, Update
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
@@ -74,14 +73,20 @@ class FlatPPO(OnlineAgent):
             for name in ("value_weight", "entropy"):
                 self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
 
+        def remaining(self, iteration: int) -> float:
+            """The factor of learning rate and clip in an iteration (from 1)."""
+            return 1 - (iteration - 1) / self.updates if self.decay else 1.0
+
+        @property
+        def schedule(self) -> Callable[[int], float] | None:
+            """The factor of the learning rate in a gradient step (from 1), where it changes."""
+            steps = self.epochs * -(-self.steps // self.minibatch)
+            return (lambda step: self.remaining((step - 1) // steps + 1)) if self.decay else None
+
     def __init__(self, config: Config, spaces: Spaces):
         super().__init__(config, spaces)
         self.read = Reader(spaces)
-        self.actor: Any = (
-            Gaussian(self.read.size, config.hidden, spaces.action_dim)
-            if spaces.actions is None
-            else Categorical(self.read.size, config.hidden, spaces.choices)
-        )
+        self.actor = actor_of(spaces, self.read.size, config.hidden)
         self.critic = MLP([self.read.size, *config.hidden, 1], activation=torch.tanh)
         self.iterations: Tensor
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
@@ -111,7 +116,7 @@ class FlatPPO(OnlineAgent):
         parameters = self.actor(batch["features"])
         ratio = self.actor.log_prob(parameters, batch["action"]) - batch["log_prob"]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        clip = c.clip * self.remaining(int(self.iterations))
+        clip = c.clip * c.remaining(int(self.iterations))
         policy = ppo_clip(ratio, advantage, low=clip, high=clip).mean()
         value = (self.critic(batch["features"]).squeeze(-1) - batch["target"]).square().mean()
         entropy = self.actor.entropy(parameters).mean()
@@ -123,20 +128,6 @@ class FlatPPO(OnlineAgent):
         }
         return policy + c.value_weight * value - c.entropy * entropy, metrics
 
-    def remaining(self, iteration: int) -> float:
-        """The factor of learning rate and clip in an iteration (from 1)."""
-        return 1 - (iteration - 1) / self.config.updates if self.config.decay else 1.0
-
     def updates(self) -> tuple[Update, ...]:
-        c = self.config
-        steps = c.epochs * -(-c.steps // c.minibatch)
-        return (
-            Update(
-                "ppo",
-                self.loss,
-                (self.actor, self.critic),
-                c.lr,
-                clip_norm=c.clip_norm,
-                schedule=(lambda step: self.remaining((step - 1) // steps + 1)) if c.decay else None,
-            ),
-        )
+        c, modules = self.config, (self.actor, self.critic)
+        return (Update("ppo", self.loss, modules, c.lr, clip_norm=c.clip_norm, schedule=c.schedule),)

@@ -209,7 +209,7 @@ class ReplayAgent(OnlineAgent):
     def keep(self, rollout: Rollout) -> Columns:
         """Put the rollout's transitions into the replay; all their columns."""
         rows = self.moves.add(rollout)
-        names = [name for seen in rollout.observation for name in (seen, f"next_{seen}")]
+        names = [name for seen in rollout.streams.final_observation for name in (seen, f"next_{seen}")]
         self.replay.add({name: rows[name] for name in (*names, *self.columns)})
         return rows
 
