@@ -443,7 +443,7 @@ def test_arms_are_trained_briefly_once_and_real_runs_repeat(
                   threads=1)  # fmt: skip
         first, again = (replay.run_digest(Run(tmp_path / name)).hexdigest() for name in ("run", "again"))
     assert first == again
-    monkeypatch.setattr(replay, "data_facts", lambda config: {"name": config.env})
+    monkeypatch.setattr(replay, "material", lambda config: (config.env, {"name": config.env}))
     command = lambda config, out: (sys.executable, "-c", COPY, str(tmp_path), str(config), str(out))  # noqa: E731
     found = replay.replayed([BEATS, REACHES, SAME], 2, command)
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -461,25 +461,27 @@ def test_arms_are_trained_briefly_once_and_real_runs_repeat(
     identity = found["beats-hiql"].identity
     assert identity["threads"] == 1 and identity["precision"] == "float32" and identity["device"] == "cpu"
     assert identity["torch"] == str(torch.__version__) and identity["versions"]["python"] and identity["cpu"]
-    assert identity["data"] == {"pointmaze-medium-navigate-v0 whole": {"name": "pointmaze-medium-navigate-v0"}}
+    assert identity["data"] == {"pointmaze-medium-navigate-v0": {"name": "pointmaze-medium-navigate-v0"}}
     assert "echelon" not in identity["versions"] and found == replay.replayed([BEATS, REACHES, SAME], 2, command)
 
 
 def test_data_are_named_by_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from echelon.envs import ensure
+    from echelon.training import offline
 
     stores = [synthetic_store(tmp_path / "a" / "maze"), synthetic_store(tmp_path / "b" / "maze"),
               synthetic_store(tmp_path / "c" / "maze", length=19)]  # fmt: skip
     facts = []
     for store in stores:
-        monkeypatch.setattr(ensure, "ensure", lambda name, transitions, store=store: store)
-        facts.append(replay.data_facts(OTA.config(0)))
+        monkeypatch.setattr(offline, "ensure", lambda name, transitions, store=store: store)
+        name, known = replay.material(OTA.config(0))
+        assert name == "pointmaze-medium-navigate-v0 whole"
+        facts.append(known)
     assert facts[0] == facts[1] and facts[0]["sha256"] != facts[2]["sha256"]
     assert {**facts[0], "sha256": ""} == {"name": "maze", "episodes": 6, "transitions": 120, "sha256": ""}
 
 
 def test_arms_computed_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "data_facts", lambda config: {})
+    monkeypatch.setattr(replay, "material", lambda config: ("data", {}))
     arms = []
     for matmul in ("highest", "medium"):
         run = Run(tmp_path / matmul)

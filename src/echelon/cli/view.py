@@ -39,7 +39,7 @@ def run(args: list[str]) -> int:
     for path in options.what:
         if not list(path.glob(runs.CONFIG)) and not list(path.glob(f"*/{runs.CONFIG}")):
             raise UsageError(f"{path} holds no run; {runs.hint(path)}")
-    refuse_language(options.what)
+    refuse_others(options.what)
     from echelon.evidence.view.page import view
     from echelon.evidence.view.picture import picture
 
@@ -54,18 +54,19 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def refuse_language(paths: tuple[Path, ...]) -> None:
-    """Say where to read on, when there is a language agent's run among `paths`: the page shows runs from data sets."""
+def refuse_others(paths: tuple[Path, ...]) -> None:
+    """Say where to read on, when there is a run among `paths` that did not learn from a data set."""
     from echelon.training.config import Config
 
     for path in paths:
         for file in (*path.glob(runs.CONFIG), *sorted(path.glob(f"*/{runs.CONFIG}"))):
             config = runs.config_of(file.parent)
             if not isinstance(config, Config):
+                talks = (file.parent / "records").exists()
+                transcripts = f"transcripts of its evaluations: {file.parent}/records/*.txt; " if talks else ""
                 raise UsageError(
-                    f"the page cannot show language agents yet, and {file.parent} is a run of '{config.system}'; "
-                    f"transcripts of its evaluations: {file.parent}/records/*.txt; "
-                    f"curves: echelon compare {path} --svg FILE"
+                    f"the page shows runs from data sets alone yet, and {file.parent} is a run of '{config.system}'; "
+                    f"{transcripts}curves: echelon compare {path} --svg FILE"
                 )
 
 

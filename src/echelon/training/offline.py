@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +35,8 @@ DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "tr
 @dataclass
 class OfflineRun(Trainer):
     """Training from a data set, evaluation on the test tasks of its environment."""
+
+    REPLAYED: ClassVar[int] = 32
 
     directory: Path
     config: Config
@@ -62,6 +66,15 @@ class OfflineRun(Trainer):
         if (apart := goal_dim(shapes)) is not None:
             spec["goal_dim"] = apart
         return {"spec": spec, "data": {key: inputs.manifest.get(key) for key in DATA_FACTS}}
+
+    @classmethod
+    def material(cls, system: type[Agent], config: Config) -> tuple[str, dict[str, Any]]:
+        """The data set and how much of it; name, size and checksum."""
+        manifest = ensure(config.env, config.transitions).manifest
+        files = {name: part["sha256"] for name, part in {**manifest["columns"], "lengths": manifest["lengths"]}.items()}
+        content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        facts = {**{key: manifest[key] for key in ("name", "episodes", "transitions")}, "sha256": content}
+        return f"{config.env} {config.transitions or 'whole'}", facts
 
     @classmethod
     def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: Store) -> None:

@@ -31,6 +31,11 @@ class Trainable:
 class Trainer(ABC):
     """The state of one run in training. `train` moves it, checkpoints hold it."""
 
+    REPLAYED: ClassVar[int]
+    """First updates of a run that show whether changed code still gives the same numbers."""
+    PACKAGES: ClassVar[tuple[str, ...]] = ()
+    """What its numbers depend on beside the packages of every run."""
+
     directory: Path
     step: int
     train_s: float
@@ -45,6 +50,11 @@ class Trainer(ABC):
     @abstractmethod
     def facts(cls, inputs: Any) -> dict[str, dict[str, Any]]:
         """{"spec": what networks are built from, "data": what the inputs are}, for the run's identity; plain JSON."""
+
+    @classmethod
+    @abstractmethod
+    def material(cls, system: type[Any], config: Any) -> tuple[str, dict[str, Any]]:
+        """A short name of what a configuration learns from, and all that tells it from others; plain JSON."""
 
     @classmethod
     @abstractmethod

