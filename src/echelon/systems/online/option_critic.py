@@ -32,7 +32,7 @@ from echelon.losses.surrogate import reinforce
 from echelon.rollout import End, Rollout
 from echelon.systems.online.diagnostics import DecisionTally
 from echelon.systems.online.dqn import DeepQ, EpsilonConfig, QLevel, taken
-from echelon.systems.online.options import OptionActionLevel, OptionActors, Terminations
+from echelon.systems.online.learned_options import OptionActionLevel, OptionActors, Terminations
 from echelon.systems.online.sac import ReplayAgent
 from echelon.training.agent import Batch, Metrics, Update
 

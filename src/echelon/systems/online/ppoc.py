@@ -33,7 +33,7 @@ from echelon.systems.online.common import ActorLevel, Reader, by_item, minibatch
 from echelon.systems.online.diagnostics import DecisionTally, ended, held
 from echelon.systems.online.dqn import taken
 from echelon.systems.online.flat_ppo import FlatPPO
-from echelon.systems.online.options import OptionActionLevel, OptionActors, Terminations
+from echelon.systems.online.learned_options import OptionActionLevel, OptionActors, Terminations
 from echelon.training.agent import Batch, Metrics, Update
 from echelon.training.online.agent import OnlineAgent
 
