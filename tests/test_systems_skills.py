@@ -19,6 +19,7 @@ from echelon.errors import UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import from_gym
 from echelon.systems.online.diayn import DIAYN, SkillLevel, skill_reward
+from echelon.systems.online.skill_manager import SkillManager
 from echelon.systems.online.skills import cells
 from echelon.training import checkpoint, run
 from echelon.training.agent import Learner
@@ -119,10 +120,11 @@ def test_skills_learn_to_be_told_apart() -> None:
     assert shown["discriminator/accuracy"] > 85
 
 
-@pytest.mark.parametrize("width", [0.5, 1.0])
-def test_cells_are_those_of_a_naive_count(width: float) -> None:
+@pytest.mark.parametrize("widths", [(0.5,), (1.0, 0.25)])
+def test_cells_are_those_of_a_naive_count(widths: tuple[float, ...]) -> None:
     states = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    assert cells(states, width) == len({(math.floor(x / width), math.floor(y / width)) for x, y in states.tolist()})
+    wide, high = (widths * 2)[:2]
+    assert cells(states, widths) == len({(math.floor(x / wide), math.floor(y / high)) for x, y in states.tolist()})
 
 
 # ---- runs
@@ -172,3 +174,74 @@ def test_senseless_configurations_are_refused() -> None:
         DIAYN(DIAYN.Config(**SMALL), Spaces({"observation": (3,)}, {}, 2))
     with pytest.raises(UsageError, match="no goal"):
         DIAYN(DIAYN.Config(**{**SMALL, "reads": ("goal",)}), SPACES)
+
+
+# ---- a manager over frozen skills
+
+
+def manager_config(**changes: Any) -> SkillManager.Config:
+    own = {
+        "skills": 3,
+        "skill_updates": 5,
+        "skill_random_steps": 80,
+        "skill_hidden": (8,),
+        "skill_batch": 16,
+        "hold": 4,
+    }
+    return SkillManager.Config(**{**SMALL, **own, **changes})
+
+
+def test_the_manager_holds_frozen_skills_that_the_stage_learned(tmp_path: Path) -> None:
+    config = manager_config()
+    directory = run.train(SkillManager, config, tmp_path / "run", device="cpu", threads=1, say=lambda line: None)
+    assert directory is not None
+    stage, _ = run.load_agent(DIAYN, directory / "stages" / "00-skills")
+    agent, _ = run.load_agent(SkillManager, directory)
+    for name, tensor in stage.state_dict().items():
+        assert torch.equal(tensor, agent.skilled.state_dict()[name]), name
+    result = json.loads((directory / "result.json").read_text())
+    assert result["environment_steps"] == (5 + 8) * 2 * 20
+    assert result["stages"]["00-skills"]["gradient_steps"] > 0
+    trained = {id(p) for update in agent.updates() for module in update.modules for p in module.parameters()}
+    assert trained.isdisjoint(id(p) for p in agent.skilled.parameters())
+
+    world = from_gym([gymnasium.make("Pendulum-v1", max_episode_steps=10) for _ in range(2)])
+    rollout = Runner(agent.levels(False), world, generator=torch.Generator().manual_seed(0)).collect(10)
+    held = rollout.decisions["manager"]
+    assert sorted((held.stop - held.start).tolist()) == [2, 2, 4, 4, 4, 4]
+    item = int(held.start[0])
+    read = torch.cat([rollout.observation["observation"][item], agent.skilled.encode(held.action[0])])
+    mode = agent.skilled.parts.actor.mode(agent.skilled.parts.actor(read))
+    assert torch.allclose(rollout.executed[item], 2 * mode, atol=1e-5)
+
+
+def test_the_manager_learns_from_the_whole_time_that_a_skill_held() -> None:
+    agent = SkillManager(manager_config(gamma=0.5), SPACES)
+    world = from_gym([gymnasium.make("Pendulum-v1", max_episode_steps=10)])
+    rollout = Runner(agent.levels(True), world, generator=torch.Generator().manual_seed(0)).collect(10)
+    agent.keep(rollout)
+    rewards = rollout.reward_sum().tolist()
+    expected = [sum(0.5**i * r for i, r in enumerate(rewards[a:b])) for a, b in ((0, 4), (4, 8), (8, 10))]
+    assert agent.replay.columns["reward"][:3].tolist() == pytest.approx(expected, rel=1e-5)
+    assert agent.replay.columns["discount"][:3].tolist() == pytest.approx([0.5**4, 0.5**4, 0.5**2])
+    rows = agent.replay.rows(torch.arange(3))
+    batch = agent.batch(rows)
+    target = agent.parts.target(batch)
+    for row in range(3):
+        after = rows["next_observation"][row]
+        best = int(agent.parts.q(after).argmax())
+        q = float(agent.parts.target_q(after)[best])
+        assert target[row].item() == pytest.approx(expected[row] + rows["discount"][row].item() * q, rel=1e-4)
+
+
+@pytest.mark.parametrize("at", [5, 25])
+def test_the_manager_goes_on_bit_for_bit(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the skills' stage, and in its own."""
+    goes_on(SkillManager, manager_config(), tmp_path, at, monkeypatch)
+
+
+def test_a_manager_of_senseless_skills_is_refused() -> None:
+    with pytest.raises(UsageError, match="diayn-manager: hold must be at least 1"):
+        manager_config(hold=0)
+    with pytest.raises(UsageError, match="diayn: skills must be at least 2"):
+        manager_config(skills=1)

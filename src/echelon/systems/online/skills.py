@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,8 +36,8 @@ class SkillConfig(ReplayConfig):
     """Numbers of what is read by which skills are told apart, by place; all when empty (paper: all, or x and y)."""
     entropy_scale: float = 0.1
     """Weight of the policy's entropy, which stays (paper: 0.1)."""
-    cell: float = 1.0
-    """Width of the cells of what is seen in which the states met are counted."""
+    cell: tuple[float, ...] = (1.0,)
+    """Widths of the cells of what is seen in which the states met are counted: one for all numbers, or one for each."""
     window: int = 10_000
     """Latest environment steps whose states are counted."""
 
@@ -45,8 +45,8 @@ class SkillConfig(ReplayConfig):
         super().__post_init__()
         self.require("reads", len(self.reads) > 0, "one observation at least")
         self.require("sees", len(set(self.sees)) == len(self.sees), "different places")
-        for name in ("entropy_scale", "cell"):
-            self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+        self.require("entropy_scale", 0 < self.entropy_scale < math.inf, "positive")
+        self.require("cell", len(self.cell) > 0 and all(0 < width < math.inf for width in self.cell), "positive")
         self.require("window", self.window >= 1, "at least 1")
 
 
@@ -62,6 +62,10 @@ class SkillAgent(ReplayAgent):
         self.seen_places = list(config.sees or range(self.read.size))
         if not all(0 <= place < self.read.size for place in self.seen_places):
             raise UsageError(f"{config.system}: sees names places up to {self.read.size - 1}, got {config.sees}")
+        if len(config.cell) not in (1, len(self.seen_places)):
+            raise UsageError(
+                f"{config.system}: cell has widths of {len(config.cell)} numbers, not of those that are seen"
+            )
         self.parts = SoftActorCritic(
             self.read.size + size,
             spaces.action_dim,
@@ -112,9 +116,9 @@ class SkillAgent(ReplayAgent):
         return {"states/cells": float(cells(seen[:, self.seen_places], c.cell))}
 
 
-def cells(states: Tensor, width: float) -> int:
-    """In how many cells of a grid, `width` wide in every direction, the states [N, D] lie."""
-    return len(torch.unique(torch.floor(states / width).to(torch.int64), dim=0))
+def cells(states: Tensor, widths: Sequence[float]) -> int:
+    """In how many cells of a grid the states [N, D] lie, whose cells have one width or D."""
+    return len(torch.unique(torch.floor(states / states.new_tensor(widths)).to(torch.int64), dim=0))
 
 
 def late(run: Any, name: str, share: float = 0.2) -> np.ndarray:
