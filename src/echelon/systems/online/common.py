@@ -91,9 +91,12 @@ class BoundedLevel(Level):
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """An action within the bounds for each stream."""
         read = self.features(features, parent)
-        low, high = self.low.to(read.device), self.high.to(read.device)
-        action = self.uniform(read) if self.explore and not self.agent.warm else self.propose(read)
-        return Decision(low + (action + 1) / 2 * (high - low))
+        return Decision(self.scaled(self.uniform(read) if self.explore and not self.agent.warm else self.propose(read)))
+
+    def scaled(self, action: Tensor) -> Tensor:
+        """Vectors [B, A] in [-1, 1] as actions between the bounds."""
+        low, high = self.low.to(action.device), self.high.to(action.device)
+        return low + (action + 1) / 2 * (high - low)
 
 
 def observed(rollout: Rollout) -> dict[str, Tensor]:
