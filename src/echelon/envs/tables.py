@@ -134,7 +134,7 @@ class TableWorld(VectorEnv):
         zeros = torch.zeros(slots, dtype=torch.int64)
         self._state, self._elapsed, self._draws, self._key, self._variant = (zeros.clone() for _ in range(5))
         self._steps = 0
-        self._seeds = torch.Generator()
+        self._seeds = torch.Generator()  # of episodes that are given none, which nothing can bring back
         self._seeds.seed()
 
     def _tabulate(self) -> None:
@@ -204,20 +204,23 @@ class TableWorld(VectorEnv):
         infos = {} if self._success is None else {"success": self._success[base + self._state]}
         return self._show(), self._reward[happened], terminated, over & ~terminated, infos
 
+    def stand_at(self, steps: int) -> None:
+        """Count as having made so many steps: the rules of new episodes are those of that time."""
+        self._steps = steps
+
     def _show(self) -> dict[str, Tensor]:
         return {"observation": self._state} | {name: view[self._state] for name, view in self.models[0].views.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Where all episodes stand."""
         kept = {name: getattr(self, name).clone() for name in _KEPT}
-        return {**kept, "steps": self._steps, "seeds": self._seeds.get_state()}
+        return {**kept, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand as `state_dict` said."""
         for name in _KEPT:
             setattr(self, name, state[name].clone())
         self._steps = state["steps"]
-        self._seeds.set_state(state["seeds"])
 
 
 _KEPT = ("_state", "_elapsed", "_draws", "_key", "_variant")

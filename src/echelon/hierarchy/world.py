@@ -80,6 +80,15 @@ class Restorable(Protocol):
         ...
 
 
+@runtime_checkable
+class Changing(Protocol):
+    """A world whose rules may change once it has made so many steps."""
+
+    def stand_at(self, steps: int) -> None:
+        """Count as having made so many steps in each slot."""
+        ...
+
+
 class WorldError(EchelonError):
     """An environment raised; `slot` says in which."""
 
@@ -272,6 +281,11 @@ class VectorWorld:
         self.env.load_state_dict(state["env"])
         self._next, self._begun, self._torch = state["next"], state["begun"], state["torch"]
         self._ended = state["ended"].numpy().copy()
+
+    def stand_at(self, steps: int) -> None:
+        """Begin episodes by the rules of that time, where they change."""
+        if isinstance(self.env, Changing):
+            self.env.stand_at(steps)
 
     def _as_dict(self, observation: Any) -> dict[str, Tensor]:
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}

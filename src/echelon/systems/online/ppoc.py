@@ -174,6 +174,6 @@ class PPOC(OnlineAgent):
 
 def whitened(x: Tensor, where: Tensor) -> Tensor:
     """x [N] less its mean and over its deviation among the rows of `where` bool [N]; 0 in all others."""
-    chosen = x[where]
-    scale = chosen.std(correction=0) + 1e-8
-    return torch.where(where, (x - chosen.mean()) / scale, 0)
+    number = where.sum().clamp(min=1)
+    centred = torch.where(where, x - torch.where(where, x, 0).sum() / number, 0)
+    return centred / ((centred.square().sum() / number).sqrt() + 1e-8)

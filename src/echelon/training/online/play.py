@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from echelon.hierarchy.runner import Runner
-from echelon.hierarchy.world import Reset
+from echelon.hierarchy.world import Changing, Reset
 from echelon.rollout import Rollout
 from echelon.training.evaluation import LAST, episode_seed
 from echelon.training.online.agent import OnlineAgent
@@ -37,11 +37,11 @@ class Evaluator:
     """Runs an agent greedily; worlds are built once and reused.
 
     Episode e starts from a seed made of (seed, step, e): another system's run with the same seed meets the same starts
-    at the same step.
+    at the same step. Where rules change in the course of the training, they are those of the step.
     """
 
     def __init__(self, config: OnlineConfig, episodes: int | None = None, seed: int | None = None):
-        self.env, self.episodes = config.env, episodes or config.eval_episodes
+        self.env, self.episodes, self.ticks = config.env, episodes or config.eval_episodes, config.ticks
         self.seed = config.seed if seed is None else seed
         self.world = make_world(config.env, min(SLOTS, self.episodes), config.limit)
 
@@ -53,6 +53,8 @@ class Evaluator:
         """
         started = time.monotonic()
         resets = [Reset(seed=episode_seed(self.seed, step, 0, e)) for e in range(self.episodes)]
+        if isinstance(self.world, Changing):
+            self.world.stand_at(step * self.ticks)
         agent.eval()
         device = next((p.device for p in agent.parameters()), torch.device("cpu"))
         generator = torch.Generator(device).manual_seed(episode_seed(self.seed, step, 1, 0))

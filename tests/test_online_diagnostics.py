@@ -1,0 +1,111 @@
+"""What a record shows of a hierarchy: lengths, reasons, use and entropy, by hand and against loops over steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_online import Act, Counting, Option
+from torch import Tensor
+
+from echelon.errors import UsageError
+from echelon.hierarchy.level import Decision
+from echelon.hierarchy.runner import Runner
+from echelon.hierarchy.termination import Every, Until
+from echelon.hierarchy.world import from_gym
+from echelon.rollout import End, Rollout
+from echelon.systems.online.diagnostics import (
+    DecisionTally,
+    ended,
+    entropy_share,
+    held,
+    mean_length,
+    reached_rate,
+    reason_counts,
+    usage,
+)
+
+
+class Seeking(Option):
+    """Sets 0, 1, 2, 0, … as its goal; it counts as reached when three steps were made, else time is up after four."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.termination = Until(lambda seen, running: seen["observation"][:, 0] == 3) | Every(4)
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        return Decision(super().decide(features, parent, due).action % 3)
+
+
+def record(ticks: list[int]) -> list[Rollout]:
+    runner = Runner([Seeking(), Act()], from_gym([Counting(), Counting(9)]))
+    return [runner.collect(number) for number in ticks]
+
+
+def test_reasons_and_lengths_by_hand() -> None:
+    """Episodes of seven and nine steps: goals end at 3 (reached), 7 (time or the end) and 9 (the end)."""
+    (rollout,) = record([9])
+    reasons = reason_counts(rollout, "option")
+    # the first slot: reached at 3, over at 7, and two steps into its next episode; the second: 3, 7 by time, 9
+    assert reasons.tolist() == [1, 2, 1, 0, 0, 2, 0]
+    assert mean_length(18, reasons) == pytest.approx(18 / 5)
+    assert reached_rate(reasons) == pytest.approx(2 / 5)
+    assert int(ended(rollout, "option").sum()) == 2
+    stops = rollout.observation["observation"][ended(rollout, "option"), 0]
+    assert stops.tolist() == [2, 2]
+
+
+def test_columns_of_decisions_lie_where_they_hold() -> None:
+    for rollout in record([2, 5, 4]):
+        d = rollout.decisions["option"]
+        expected = torch.full((rollout.size,), -1)
+        for row in range(len(d)):
+            for item in range(int(d.start[row]), int(d.stop[row])):
+                expected[item] = d.action[row]
+        assert torch.equal(held(rollout, "option", d.action), expected)
+        assert usage(rollout, "option", 3).tolist() == [int((expected == choice).sum()) for choice in range(3)]
+        wide = torch.stack([d.action, -d.action], -1)
+        assert torch.equal(held(rollout, "option", wide), torch.stack([expected, -expected], -1))
+
+
+@pytest.mark.parametrize("ticks", [[1] * 11, [2, 5, 4], [11]])
+def test_a_tally_does_not_depend_on_how_records_are_cut(ticks: list[int]) -> None:
+    whole, parts = DecisionTally("option", 3), DecisionTally("option", 3)
+    whole.add(record([11])[0])
+    for rollout in record(ticks):
+        parts.add(rollout)
+    # an open decision is counted as one in each record, and as no end in any
+    found = parts.facts()
+    assert found == whole.facts()
+    assert found["option/length"] == pytest.approx(22 / 6)
+    assert found["option/termination"] == pytest.approx(3 / 22)
+    assert sum(found[f"option/end_{name}"] for name in ("option", "timeout", "terminated")) == pytest.approx(1)
+
+
+def test_a_tally_begins_anew_after_its_facts_and_goes_into_checkpoints() -> None:
+    first, second = record([6, 5])
+    tally, other = DecisionTally("option", 3), DecisionTally("option", 3)
+    tally.add(first)
+    other.load_state_dict(tally.state_dict())
+    for each in (tally, other):
+        each.add(second)
+    assert tally.facts() == other.facts()
+    tally.add(second)
+    alone = DecisionTally("option", 3)
+    alone.add(second)
+    assert tally.facts() == alone.facts()
+    assert "option/entropy" not in DecisionTally("option").facts()
+
+
+def test_entropy_as_a_share() -> None:
+    assert entropy_share(torch.tensor([5, 5, 5, 5])) == pytest.approx(1)
+    assert entropy_share(torch.tensor([7, 0])) == 0
+    p = [0.5, 0.25, 0.25]
+    expected = -sum(x * math.log(x) for x in p) / math.log(3)
+    assert entropy_share(torch.tensor([2, 1, 1])) == pytest.approx(expected)
+    assert entropy_share(torch.tensor([0, 0])) == 0
+    with pytest.raises(UsageError, match="single choice"):
+        entropy_share(torch.tensor([3]))
+    assert mean_length(10, torch.tensor([2, 0, 0, 0, 0, 0, 0])) == 10 and int(End.OPEN) == 0
