@@ -30,7 +30,14 @@ CLASSES = {
     "hecrl": "echelon.systems.offline.hecrl:HECRL",
     "smore": "echelon.systems.offline.smore:SMORe",
     "sac": "echelon.systems.online.sac:SAC",
+    "td3": "echelon.systems.online.td3:TD3",
+    "sac-her": "echelon.systems.online.sac_her:HindsightSAC",
+    "hiro": "echelon.systems.online.hiro:HIRO",
+    "hac": "echelon.systems.online.hac:HAC",
     "flat-ppo": "echelon.systems.online.flat_ppo:FlatPPO",
+    "dqn": "echelon.systems.online.dqn:DQN",
+    "option-critic": "echelon.systems.online.option_critic:OptionCritic",
+    "ppoc": "echelon.systems.online.ppoc:PPOC",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",
@@ -151,7 +158,14 @@ TABLE = """
   - | qrl | QRL | 2304.01203 | offline | Optimal Goal-Reaching Reinforcement Learning via Quasimetric Learning
   - | hiql | HIQL | 2307.11949 | offline | HIQL: Offline Goal-Conditioned RL with Latent States as Actions
   - | sac | SAC | 1812.05905 | online | Soft Actor-Critic Algorithms and Applications
+  - | td3 | TD3 | 1802.09477 | online | Addressing Function Approximation Error in Actor-Critic Methods
+  - | sac-her | HindsightSAC | 1707.01495 | online | SAC with hindsight goals (Hindsight Experience Replay)
+  - | hiro | HIRO | 1805.08296 | online | Data-Efficient Hierarchical Reinforcement Learning
+  - | hac | HAC | 1712.00948 | online | Learning Multi-Level Hierarchies with Hindsight
   - | flat-ppo | FlatPPO | 1707.06347 | online | Proximal Policy Optimization Algorithms
+  - | dqn | DQN | 1509.06461 | online | Deep Reinforcement Learning with Double Q-learning
+  - | option-critic | OptionCritic | 1609.05140 | online | The Option-Critic Architecture
+  - | ppoc | PPOC | 1712.00004 | online | Learnings Options End-to-End for Continuous Action Tasks
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
   - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
   - | ppo-plan | PPOPlan | 1707.06347 | agents | PPO on the program of HiPER: switch, subgoal, action

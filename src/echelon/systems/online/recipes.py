@@ -12,6 +12,85 @@ from echelon.training.online.worlds import world_spaces
 
 C = TypeVar("C", bound=OnlineConfig)
 
+UMAZE = "PointMaze_UMaze-v3"
+UMAZE_CPU: dict[str, Any] = {
+    "slots": 4,
+    "ticks": 50,
+    "updates": 400,
+    "limit": 200,
+    "random_steps": 2_000,
+    "hidden": (64, 64),
+    "batch_size": 128,
+    "capacity": 100_000,
+    "lr": 1e-3,
+    "eval_every": 10,
+    "log_every": 10,
+    "checkpoint_every": 100,
+}
+"""What goal-directed systems have in common there: 80 000 steps, a gradient step each, 20 episodes every 2 000."""
+UMAZE_OF: dict[str, dict[str, Any]] = {
+    "sac-her": {},
+    "hiro": {"reach": (0.5,)},
+    "hac": {"low": (-1.5, -1.5), "high": (1.5, 1.5), "near": (0.3,), "horizon": 20},
+}
+"""What each gets there at every size: places are within the walls, a step moves 5 cm at most."""
+UMAZE_OF_CPU: dict[str, dict[str, Any]] = {
+    "sac-her": {},
+    "hiro": {"actor_lr": 1e-3, "manager_gamma": 0.95},
+    "hac": {},
+}
+"""What each gets there at the CPU size beside `UMAZE_CPU`."""
+
+MOVING = "four-rooms@8000"
+"""Four rooms; after 8 000 steps of each slot the goal is in another place."""
+ROOMS: dict[str, Any] = {"slots": 16, "limit": 500, "hidden": (), "checkpoint_every": 630}
+"""What all have in common there: tables, and 40 320 steps of each slot, enough for a thousand episodes that all fail
+after the goal has moved."""
+ROOMS_REPLAYED: dict[str, Any] = {
+    **ROOMS,
+    "ticks": 8,
+    "updates": 5_040,
+    "random_steps": 1_024,
+    "capacity": 20_000,
+    "batch_size": 64,
+    "gradient_ratio": 1 / 32,
+    "epsilon_steps": 20_000,
+    "copy_every": 50,
+    "lr": 0.05,
+    "log_every": 100,
+    "eval_every": 1_000,
+}
+ROOMS_ON_POLICY: dict[str, Any] = {
+    **ROOMS,
+    "ticks": 64,
+    "updates": 630,
+    "minibatch": 256,
+    "epochs": 4,
+    "lr": 0.03,
+    "entropy": 0.01,
+    "log_every": 10,
+    "eval_every": 125,
+}
+ROOMS_OF: dict[str, dict[str, Any]] = {
+    "dqn": ROOMS_REPLAYED,
+    "option-critic": {
+        **ROOMS_REPLAYED,
+        "policy_lr": 0.05,
+        "termination_lr": 0.005,
+        "deliberation_cost": 0.02,
+        "entropy": 0.003,
+    },
+    "flat-ppo": ROOMS_ON_POLICY,
+    "ppoc": {
+        **ROOMS_ON_POLICY,
+        "options": 4,
+        "termination_lr": 0.003,
+        "option_entropy": 0.01,
+        "deliberation_cost": 0.02,
+    },
+}
+"""What each gets in four rooms, at every size."""
+
 SIZES: dict[str, dict[str, Any]] = {"published": {}, "cpu": {}, "demo": {}}
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     # eight environments side by side, as the peers' tuned settings have it
@@ -30,6 +109,15 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "checkpoint_every": 50,
         }
         for size in SIZES
+    },
+    **{(system, MOVING): dict.fromkeys(SIZES, own) for system, own in ROOMS_OF.items()},
+    **{
+        (system, UMAZE): {
+            "published": own,
+            "cpu": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system]},
+            "demo": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system], "updates": 50},
+        }
+        for system, own in UMAZE_OF.items()
     },
 }
 """(system, environment) -> size -> what this system gets there instead of its defaults."""
