@@ -15,13 +15,14 @@ from goal_runs import assert_resumes
 from torch import Tensor
 
 from echelon.envs.spaces import Spaces
-from echelon.errors import UsageError
+from echelon.errors import DataError, UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import from_gym
+from echelon.systems.online import dads, diayn, skill_manager
 from echelon.systems.online.common import observed
 from echelon.systems.online.diayn import DIAYN, SkillLevel, skill_reward
-from echelon.systems.online.skill_manager import SkillManager
-from echelon.systems.online.skills import cells
+from echelon.systems.online.skill_manager import SkillManager, reached
+from echelon.systems.online.skills import cells, late
 from echelon.training import run
 from echelon.training.agent import Learner
 from echelon.training.runtime import choose
@@ -219,3 +220,43 @@ def test_a_manager_of_senseless_skills_is_refused() -> None:
         manager_config(hold=0)
     with pytest.raises(UsageError, match="diayn: skills must be at least 2"):
         manager_config(skills=1)
+
+
+# ---- claims
+
+
+class Told:
+    """What a statistic reads of a run."""
+
+    path = "a run"
+
+    def __init__(self, metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]):
+        self.metrics, self.evaluations = metrics, evaluations
+
+
+def test_statistics_by_hand() -> None:
+    rows = [{"kind": "train", "step": n, "x": float(n)} for n in range(10)] + [{"kind": "eval", "step": 9, "x": 99.0}]
+    assert late(Told(rows, []), "x") == 8.5  # the last fifth
+    assert late(Told(rows[:3], []), "x", share=0.01) == 2
+    with pytest.raises(DataError, match="metric 'y'"):
+        late(Told(rows, []), "y")
+    evaluations = [{"returns": {"hill": found}} for found in ([-9, -9, 1], [90, -2, -1], [80, -3, -1], [70, -1, 50])]
+    assert reached(Told([], evaluations)).tolist() == pytest.approx([100, 0, 100 / 3])
+    with pytest.raises(DataError, match="no evaluation"):
+        reached(Told([], []))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("module", [diayn, dads, skill_manager])
+def test_claims_compare_runs_of_equal_budgets(module: Any, full: bool) -> None:
+    found = module.claims(full)
+    assert len({claim.id for claim in found}) == len(found)
+    for claim in found:
+        budgets = set()
+        for score in claim.scores:
+            config = score.arm.config(3)
+            assert config.seed == 3
+            updates = config.updates + getattr(config, "skill_updates", 0)
+            budgets.add((config.env, config.limit, config.eval_episodes, updates * config.slots * config.ticks))
+            assert updates // config.eval_every >= 1
+        assert len(budgets) == 1

@@ -38,6 +38,10 @@ CLASSES = {
     "dqn": "echelon.systems.online.dqn:DQN",
     "option-critic": "echelon.systems.online.option_critic:OptionCritic",
     "ppoc": "echelon.systems.online.ppoc:PPOC",
+    "feudal": "echelon.systems.online.feudal:Feudal",
+    "diayn": "echelon.systems.online.diayn:DIAYN",
+    "diayn-manager": "echelon.systems.online.skill_manager:SkillManager",
+    "dads": "echelon.systems.online.dads:DADS",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",
@@ -166,6 +170,10 @@ TABLE = """
   - | dqn | DQN | 1509.06461 | online | Deep Reinforcement Learning with Double Q-learning
   - | option-critic | OptionCritic | 1609.05140 | online | The Option-Critic Architecture
   - | ppoc | PPOC | 1712.00004 | online | Learnings Options End-to-End for Continuous Action Tasks
+  - | feudal | Feudal | 1703.01161 | online | FeUdal Networks for Hierarchical Reinforcement Learning
+  - | diayn | DIAYN | 1802.06070 | online | Diversity is All You Need: Learning Skills without a Reward Function
+  - | diayn-manager | SkillManager | 1802.06070 | online | A manager over frozen skills (Diversity is All You Need)
+  - | dads | DADS | 1907.01657 | online | Dynamics-Aware Unsupervised Discovery of Skills
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
   - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
   - | ppo-plan | PPOPlan | 1707.06347 | agents | PPO on the program of HiPER: switch, subgoal, action

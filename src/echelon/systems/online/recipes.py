@@ -91,8 +91,62 @@ ROOMS_OF: dict[str, dict[str, Any]] = {
 }
 """What each gets in four rooms, at every size."""
 
+MOUNTAIN = "MountainCarContinuous-v0"
+SKILLS: dict[str, Any] = {"cell": (0.1, 0.01), "window": 8_000, "limit": 200}
+"""What systems that learn skills have in common on the hill, at every size: cells of place and velocity."""
+SKILLS_CPU: dict[str, Any] = {
+    "slots": 8,
+    "ticks": 50,
+    "updates": 400,
+    "limit": 200,
+    "random_steps": 4_000,
+    "hidden": (64, 64),
+    "batch_size": 128,
+    "capacity": 50_000,
+    "gradient_ratio": 0.125,
+    "gamma": 0.98,
+    "rate": 0.02,
+    "lr": 1e-3,
+    "eval_every": 200,
+    "eval_episodes": 8,
+    "log_every": 10,
+    "checkpoint_every": 100,
+}
+"""160 000 steps, a gradient step for each eight."""
+DADS_CPU: dict[str, Any] = {**SKILLS_CPU, "capacity": 10_000, "others": 16, "gradient_ratio": 0.128}
+MANAGER_CPU: dict[str, Any] = {
+    **{name: SKILLS_CPU[name] for name in ("slots", "ticks", "limit", "random_steps", "hidden", "gradient_ratio")},
+    "skills": 6,
+    "hold": 20,
+    "gamma": 0.99,
+    "updates": 200,
+    "capacity": 50_000,
+    "lr": 1e-3,
+    "epsilon_steps": 40_000,
+    "copy_every": 100,
+    "skill_updates": 400,
+    "skill_random_steps": 4_000,
+    "skill_hidden": (64, 64),
+    "skill_lr": 1e-3,
+    "eval_every": 20,
+    "log_every": 10,
+    "checkpoint_every": 50,
+}
+"""The skills' 160 000 steps, and half as many of the manager's."""
+PLANS: dict[str, Any] = {"cell": (0.25, 0.25, 1.0, 1.0), "window": 8_000, "hold": 20, "plan": 3, "limit": 200}
+"""Plans over skills in the maze, at every size: place and velocity are seen, and goals are places."""
+
 SIZES: dict[str, dict[str, Any]] = {"published": {}, "cpu": {}, "demo": {}}
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("diayn", MOUNTAIN): {
+        size: SKILLS | ({} if size == "published" else {**SKILLS_CPU, "skills": 6}) for size in SIZES
+    },
+    ("dads", MOUNTAIN): {size: SKILLS | ({} if size == "published" else DADS_CPU) for size in SIZES},
+    ("dads", UMAZE): {
+        size: PLANS | ({} if size == "published" else {**DADS_CPU, "samples": 32, "rounds": 3, "eval_episodes": 20})
+        for size in SIZES
+    },
+    ("diayn-manager", MOUNTAIN): {size: {} if size == "published" else MANAGER_CPU for size in SIZES},
     # eight environments side by side, as the peers' tuned settings have it
     ("flat-ppo", "CartPole-v1"): {
         size: {

@@ -16,8 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from echelon.claims import Above, Claim, Score, success
+import numpy as np
+
+from echelon.claims import LAST_EVALUATIONS, Above, Claim, Score
 from echelon.envs.spaces import Spaces
+from echelon.errors import DataError
 from echelon.hierarchy.level import Level
 from echelon.hierarchy.termination import Every
 from echelon.hierarchy.transitions import Transitions
@@ -42,7 +45,7 @@ class SkillManager(ReplayAgent, StagedAgent):
         """Hyper-parameters of the manager, and of the skills' stage."""
 
         system: ClassVar[str] = "diayn-manager"
-        env: str = "PointMaze_UMaze-v3"
+        env: str = "MountainCarContinuous-v0"
         """Environment: a gymnasium name, or a world of this library; its actions are vectors."""
         hold: int = 10
         """Environment steps for which a skill is held."""
@@ -52,7 +55,7 @@ class SkillManager(ReplayAgent, StagedAgent):
         """Observations that the skills read; the manager reads all."""
         sees: tuple[int, ...] = ()
         """Numbers of what skills read by which they are told apart, by place; all when empty."""
-        skill_updates: int = 10_000
+        skill_updates: int = 1_000_000
         """Iterations of the skills' stage; slots x ticks environment steps each."""
         skill_random_steps: int = 10_000
         """Environment steps of random actions at the start of the skills' stage."""
@@ -139,12 +142,12 @@ class SkillManager(ReplayAgent, StagedAgent):
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
     """What the paper says and this file has to show; `full` at the published size."""
-    from echelon.systems.online.recipes import arm_of, recipe
+    from echelon.systems.online.recipes import MOUNTAIN, arm_of, recipe
 
-    env, size = "PointMaze_UMaze-v3", "published" if full else "cpu"
-    config = recipe(SkillManager.Config, env, size)
+    config = recipe(SkillManager.Config, MOUNTAIN, "published" if full else "cpu")
+    untrained = dataclasses.replace(config, skill_random_steps=config.skill_updates * config.steps)
     flat = SAC.Config(
-        env=env,
+        env=config.env,
         slots=config.slots,
         ticks=config.ticks,
         updates=config.updates + config.skill_updates,
@@ -164,14 +167,24 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     return (
         Claim(
             id="reaches-goals",
-            text=f"A manager over frozen skills reaches 20 points more of the goals of {env} than SAC without a "
-            "hierarchy does after as many environment steps, those of the skills counted.",
-            method=Score(arm_of(config), success),
-            baseline=Score(arm_of(flat), success),
-            test=Above(20),
+            text="A manager over frozen skills reaches the top of the hill in 50 of 100 episodes more than SAC without "
+            "a hierarchy does after as many environment steps, those of the skills counted.",
+            method=Score(arm_of(config), reached),
+            baseline=Score(arm_of(flat), reached),
+            test=Above(50),
             source="arXiv 1802.06070",
-            also=(
-                Score(arm_of(dataclasses.replace(config, skill_random_steps=10**9), "over untrained skills"), success),
-            ),
+            also=(Score(arm_of(untrained, "over untrained skills"), reached),),
         ),
     )
+
+
+def reached(run: Any) -> np.ndarray:
+    """Statistic of a claim: episodes with a return above 0 in points, [episode], meaned over the last evaluations.
+
+    On the hill (MountainCarContinuous) steps cost and the top alone pays, more than all steps of an episode may cost.
+    """
+    last = list(run.evaluations)[-LAST_EVALUATIONS:]
+    if not last:
+        raise DataError(f"{getattr(run, 'path', 'run')}: no evaluation to take returns from")
+    returns = [np.concatenate([np.asarray(found) for found in row["returns"].values()]) for row in last]
+    return 100.0 * np.mean([found > 0 for found in returns], axis=0)
