@@ -13,14 +13,16 @@ from test_online import Counting
 from torch import Tensor, nn
 
 from echelon.envs.spaces import Spaces
-from echelon.errors import UsageError
+from echelon.errors import DataError, UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import from_gym
 from echelon.rollout import Begin, End, Rollout
+from echelon.systems.online import option_critic, ppoc
 from echelon.systems.online.dqn import DQN, DeepQ, QLevel
 from echelon.systems.online.learned_options import OptionActors
 from echelon.systems.online.option_critic import FRESH, OptionCritic
 from echelon.systems.online.ppoc import PPOC, whitened
+from echelon.systems.online.rooms import steps_after_move, steps_with_options
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
 
@@ -417,3 +419,51 @@ def test_senseless_settings(system: Any, changes: dict[str, Any], said: str) -> 
 def test_dqn_needs_choices() -> None:
     with pytest.raises(UsageError, match="chooses among actions"):
         DQN(DQN.Config(), VECTORS)
+
+
+# ---- what is claimed
+
+
+class FakeRun:
+    """A run with two slots of eight steps an iteration, whose goal moves after the first."""
+
+    path = Path("fake")
+
+    def __init__(self, env: str = "four-rooms@8", entropy: float = 0.9, length: float = 3.0, episodes: int = 1_010):
+        self.config = {"env": env, "slots": 2, "ticks": 8, "limit": 500}
+        # five episodes end before the move; two go on across it; those from number 7 on begin after it
+        self.episodes = [
+            {"environment_steps": 16 if e < 5 else 32, "episode": e, "length": 3 if e < 7 else e}
+            for e in range(episodes)
+        ][::-1]
+        self.metrics = [
+            {"step": step, "kind": "train", "option/entropy": entropy + step / 10, "option/length": length}
+            for step in (-1, 1)
+        ]
+
+
+def test_the_area_counts_a_thousand_episodes_that_began_after_the_move() -> None:
+    expected = -sum(range(7, 1_007)) / 1_000
+    assert steps_after_move(FakeRun()) == pytest.approx(expected)
+    assert steps_with_options(FakeRun()) == pytest.approx(expected)
+    assert steps_with_options(FakeRun(entropy=0.5, length=2.0)) == pytest.approx(expected)
+    for changes in ({"entropy": 0.49}, {"length": 1.99}):
+        assert steps_with_options(FakeRun(**changes)) == -500
+    with pytest.raises(DataError, match="2 of the first 1000 episodes"):
+        steps_after_move(FakeRun(episodes=1_005))
+    for env in ("four-rooms", "four-rooms@12"):
+        with pytest.raises(DataError, match="multiple of 8 steps"):
+            steps_after_move(FakeRun(env))
+
+
+def test_claims_compare_like_with_like() -> None:
+    for module in (option_critic, ppoc):
+        (claim,) = module.claims()
+        method, baseline = (score.arm.config(100) for score in claim.scores)
+        assert len(claim.seeds) == 10
+        for name in ("env", "slots", "ticks", "limit", "updates", "hidden", "lr", "gamma", "seed"):
+            assert getattr(method, name) == getattr(baseline, name), name
+        moves = int(method.env.partition("@")[2])
+        assert moves % method.ticks == 0
+        # a thousand episodes end even if all are cut off: those that began earlier, theirs, and what each slot is in
+        assert method.ticks * method.updates >= moves + (1_000 / method.slots + 2) * method.limit

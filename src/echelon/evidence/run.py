@@ -54,6 +54,11 @@ class Run:
         """One dict a line of metrics, in time order: {"step", "time_s", "kind": "train" or "eval", name: value, …}."""
         return self._lines("metrics.jsonl")
 
+    @cached_property
+    def episodes(self) -> list[dict[str, Any]]:
+        """One dict an episode of the training, in the order of their ends; online runs alone have them."""
+        return self._lines("episodes.jsonl")
+
     @property
     def curve(self) -> list[tuple[int, float]]:
         """Learning curve: (step, success in points 0 to 100) of every evaluation."""

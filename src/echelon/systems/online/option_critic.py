@@ -24,6 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from echelon.claims import Claim
 from echelon.credit.credit import Credit
 from echelon.credit.options import option_critic
 from echelon.envs.spaces import Spaces
@@ -175,3 +176,14 @@ class OptionCritic(ReplayAgent):
 
     def facts(self, rollout: Rollout) -> Mapping[str, float]:
         return self.tally.facts()
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.online.dqn import DQN
+    from echelon.systems.online.recipes import MOVING, recipe
+    from echelon.systems.online.rooms import sooner
+
+    size = "published" if full else "cpu"
+    method, flat = recipe(OptionCritic.Config, MOVING, size), recipe(DQN.Config, MOVING, size)
+    return (sooner(method, flat, ("Option-Critic", "DQN"), "arXiv 1609.05140, figure 2"),)

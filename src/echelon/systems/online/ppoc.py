@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from echelon.claims import Claim
 from echelon.credit.options import continuation_value, ppoc
 from echelon.envs.spaces import Spaces
 from echelon.hierarchy.level import Level
@@ -177,3 +178,13 @@ def whitened(x: Tensor, where: Tensor) -> Tensor:
     number = where.sum().clamp(min=1)
     centred = torch.where(where, x - torch.where(where, x, 0).sum() / number, 0)
     return centred / ((centred.square().sum() / number).sqrt() + 1e-8)
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size."""
+    from echelon.systems.online.recipes import MOVING, recipe
+    from echelon.systems.online.rooms import sooner
+
+    size = "published" if full else "cpu"
+    method, flat = recipe(PPOC.Config, MOVING, size), recipe(FlatPPO.Config, MOVING, size)
+    return (sooner(method, flat, ("PPOC", "PPO"), "arXiv 1712.00004; the task: arXiv 1609.05140, figure 2"),)
