@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hierarchy_scripts import Clock
 from torch import Tensor
 
 from echelon.errors import EchelonError, UsageError
@@ -144,6 +146,58 @@ def test_a_stack_in_a_stack() -> None:
     assert torch.allclose(runs[0].reward_sum()[:1], runs[1].reward_sum()[:1])
 
 
+class Push(Level):
+    """Pushes a cart where it is commanded."""
+
+    name = "action"
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        assert parent is not None
+        return Decision((parent > 0).long())
+
+
+def test_a_world_that_moves_all_together() -> None:
+    """Episodes that end in the middle of a command, one by one, in a vector environment as in single ones."""
+
+    def found(world: Any) -> Rollout:
+        return Runner([Lean()], FrozenStack(world, [Push()], Command(Every(4)))).episodes(
+            [Reset(seed=n) for n in range(5)]
+        )
+
+    apart = found(from_gym([gymnasium.make("CartPole-v1", max_episode_steps=30) for _ in range(3)]))
+    make = [lambda: gymnasium.make("CartPole-v1", max_episode_steps=30)] * 3
+    together = found(from_vector(SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)))
+    assert len(set(apart.streams.labels["length"].tolist())) > 1  # type: ignore[union-attr]
+    for name in ("elapsed", "proposed", "tick"):
+        assert torch.equal(getattr(apart, name), getattr(together, name)), name
+    assert torch.equal(apart.reward_sum(), together.reward_sum())
+    assert torch.equal(apart.reward_sum(), apart.elapsed)  # a cart earns 1 a step
+
+
+def test_agents_are_commanded_one_by_one() -> None:
+    """Clock pays the tick: 0 + 1, 2 + 3 and, at the end of five ticks, 4, to each of two agents."""
+
+    class Idle(Level):
+        name = "action"
+
+        def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+            assert parent is not None
+            return Decision(parent * 10)
+
+    class Name(Level):
+        name = "manager"
+
+        def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+            return Decision(features["observation"][:, 2])
+
+    world = Clock(2, agents=2)
+    rollout = Runner([Name()], FrozenStack(world, [Idle()], Command(Every(2)))).collect(3)
+    assert rollout.reward_sum().reshape(4, 3).tolist() == [[1, 5, 4]] * 4
+    assert rollout.elapsed.reshape(4, 3).tolist() == [[2, 2, 1]] * 4
+    assert bool(rollout.streams.terminated.all())
+    assert world.heard[0][0].tolist() == [0, 10, 0, 10]
+
+
 class Kept(Line):
     """One that `envs.restore` does not know."""
 
@@ -218,8 +272,6 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
     vector = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(UsageError, match="equally long"):
         FrozenStack(from_vector(vector), [Move()], Command(Never()))
