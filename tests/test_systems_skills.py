@@ -15,8 +15,10 @@ from goal_runs import assert_resumes
 from torch import Tensor
 
 from echelon.envs.spaces import Spaces
-from echelon.errors import DataError, UsageError
+from echelon.errors import DataError, EchelonError, UsageError
+from echelon.hierarchy.frozen_stack import Command, FrozenStack
 from echelon.hierarchy.runner import Runner
+from echelon.hierarchy.termination import Every
 from echelon.hierarchy.world import from_gym
 from echelon.systems.online import dads, diayn, skill_manager
 from echelon.systems.online.common import observed
@@ -25,6 +27,7 @@ from echelon.systems.online.skill_manager import SkillManager, reached
 from echelon.systems.online.skills import cells, late
 from echelon.training import run
 from echelon.training.agent import Learner
+from echelon.training.online.worlds import make_world
 from echelon.training.runtime import choose
 
 SPACES = Spaces({"observation": (3,)}, {}, None, (-2.0,), (2.0,))
@@ -220,6 +223,21 @@ def test_a_manager_of_senseless_skills_is_refused() -> None:
         manager_config(hold=0)
     with pytest.raises(UsageError, match="diayn: skills must be at least 2"):
         manager_config(skills=1)
+
+
+# ---- skills as a world
+
+
+def test_skills_are_the_actions_of_a_frozen_stack_that_fits() -> None:
+    agent = DIAYN(DIAYN.Config(**{**SMALL, "skills": 4}), SPACES)
+    manager = SkillLevel(4, explore=True)
+    manager.termination = Every(1)
+    stack = FrozenStack(make_world("Pendulum-v1", 2, 12), agent.levels(False)[1:], Command(Every(5)))
+    rollout = Runner([manager], stack, generator=torch.Generator().manual_seed(0)).collect(3)
+    assert rollout.elapsed.reshape(2, 3).tolist() == [[5, 5, 2]] * 2 and bool(rollout.streams.truncated.all())
+    other = FrozenStack(make_world("HalfCheetah-v5", 2), agent.levels(False)[1:], Command(Every(5)))
+    with pytest.raises(EchelonError, match=r"level 'action' does not fit HalfCheetah-v5.*'observation' \[17\]"):
+        Runner([manager], other).collect(1)
 
 
 # ---- claims

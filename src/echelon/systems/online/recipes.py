@@ -133,6 +133,19 @@ MANAGER_CPU: dict[str, Any] = {
     "checkpoint_every": 50,
 }
 """The skills' 160 000 steps, and half as many of the manager's."""
+FEUDAL_CPU: dict[str, Any] = {
+    "slots": 8,
+    "ticks": 64,
+    "updates": 400,
+    "size": 32,
+    "embedding": 8,
+    "hidden": 64,
+    "lr": 2e-3,
+    "eval_every": 50,
+    "log_every": 10,
+    "checkpoint_every": 50,
+}
+"""A smoke test: 204 800 steps, a gradient step for each 512."""
 PLANS: dict[str, Any] = {"cell": (0.25, 0.25, 1.0, 1.0), "window": 8_000, "hold": 20, "plan": 3, "limit": 200}
 """Plans over skills in the maze, at every size: place and velocity are seen, and goals are places."""
 
@@ -146,6 +159,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         size: PLANS | ({} if size == "published" else {**DADS_CPU, "samples": 32, "rounds": 3, "eval_episodes": 20})
         for size in SIZES
     },
+    ("feudal", "CartPole-v1"): {size: {} if size == "published" else FEUDAL_CPU for size in SIZES},
     ("diayn-manager", MOUNTAIN): {size: {} if size == "published" else MANAGER_CPU for size in SIZES},
     # eight environments side by side, as the peers' tuned settings have it
     ("flat-ppo", "CartPole-v1"): {

@@ -5,8 +5,8 @@ while finds rare rewards that an actor from scratch does not meet.
 Source: arXiv 1802.06070, "Using learned skills for hierarchical RL".
 Levels: manager, one of n skills every `hold` steps > action, DIAYN's actor, which learns no more.
 Shares with DIAYN: the skills, learned in a stage of their own; with DQN: the values of the manager's choices.
-Deviations: values of skills with epsilon-greedy choices and replay where the paper has a policy gradient (VIME's trust
-region policy optimisation); skills act without noise.
+Deviations: the manager is a double DQN over the skills, with epsilon-greedy choices and replay; skills act without
+noise.
 """
 
 from __future__ import annotations
