@@ -252,7 +252,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
 
     def sides(env: str) -> tuple[DADS.Config, Arm, Arm]:
         config = recipe(DADS.Config, env, "published" if full else "cpu")
-        idle = dataclasses.replace(config, random_steps=config.updates * config.steps)
+        idle = dataclasses.replace(config, random_steps=config.updates * config.steps + 1)
         return config, arm_of(config), arm_of(idle, "not learned")
 
     config, learned, random = sides(MOUNTAIN)

@@ -117,7 +117,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
 
     config = recipe(DIAYN.Config, MOUNTAIN, "published" if full else "cpu")
     learned = arm_of(config)
-    random = arm_of(dataclasses.replace(config, random_steps=config.updates * config.steps), "random actions")
+    random = arm_of(dataclasses.replace(config, random_steps=config.updates * config.steps + 1), "random actions")
     count = partial(late, name="states/cells")
     return (
         Claim(

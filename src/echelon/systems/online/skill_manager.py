@@ -2,7 +2,7 @@
 
 Idea: skills learned without a task move further than single actions do, so that a manager who holds each of them for a
 while finds rare rewards that an actor from scratch does not meet.
-Source: arXiv 1802.06070, "Using learned skills for hierarchical RL".
+Source: arXiv 1802.06070, on hierarchical control with learned skills.
 Levels: manager, one of n skills every `hold` steps > action, DIAYN's actor, which learns no more.
 Shares with DIAYN: the skills, learned in a stage of their own; with DQN: the values of the manager's choices.
 Deviations: the manager is a double DQN over the skills, with epsilon-greedy choices and replay; skills act without
@@ -145,7 +145,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     from echelon.systems.online.recipes import MOUNTAIN, arm_of, recipe
 
     config = recipe(SkillManager.Config, MOUNTAIN, "published" if full else "cpu")
-    untrained = dataclasses.replace(config, skill_random_steps=config.skill_updates * config.steps)
+    untrained = dataclasses.replace(config, skill_random_steps=config.skill_updates * config.steps + 1)
     flat = SAC.Config(
         env=config.env,
         slots=config.slots,
