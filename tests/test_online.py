@@ -18,9 +18,9 @@ from echelon.data.replay import LEFT, Replay, WholeEpisodes
 from echelon.errors import DataError, UsageError
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.runner import Runner
-from echelon.hierarchy.termination import Every
+from echelon.hierarchy.termination import Every, Never
 from echelon.hierarchy.transitions import Transitions, transitions
-from echelon.hierarchy.world import from_gym
+from echelon.hierarchy.world import Reset, from_gym
 from echelon.rollout import Begin, End, Rollout
 from echelon.systems.online.flat_ppo import FlatPPO
 from echelon.training import checkpoint, run
@@ -108,6 +108,36 @@ def test_a_batch_left_out_is_refused() -> None:
     assert first.size == second.size
     with pytest.raises(DataError, match="add every batch"):
         Transitions("option", GAMMA).add(second)
+
+
+class Long(Level):
+    """Decides once and never again in its episode: a large number, its log-probability and a value."""
+
+    name, termination = "long", Never()
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        number = torch.arange(len(features["observation"])) + 2**53 + 1
+        return Decision(number, number.double().log(), {"value": -number.double()})
+
+
+def test_decisions_that_outlast_a_resumed_run_s_first_batch() -> None:
+    """They keep their type, log-probability and values, though nobody decides anything there."""
+
+    def runner() -> Runner:
+        return Runner([Long(), Act()], from_gym([Counting(50), Counting(50)]))
+
+    whole = runner()
+    whole.collect(3)
+    cut = runner()
+    cut.collect(3)
+    again = runner()
+    again.world.reset(np.arange(2), [Reset(), Reset()])
+    again.load_state_dict(cut.state_dict())
+    for _ in range(2):
+        a, b = whole.collect(4).decisions["long"], again.collect(4).decisions["long"]
+        assert a.action.dtype == b.action.dtype == torch.int64 and torch.equal(a.action, b.action)
+        assert torch.equal(a.log_prob, b.log_prob) and a.values.keys() == b.values.keys() == {"value"}
+        assert torch.equal(a.values["value"], b.values["value"])
 
 
 def test_replay_is_a_ring() -> None:

@@ -370,7 +370,9 @@ def _emitted(log: LevelLog, source: np.ndarray) -> tuple[Tensor, Tensor, dict[st
     rows = torch.from_numpy(source)
 
     def gather(buffer: Buffer, kept: Tensor | None, extra: list[Tensor]) -> Tensor:
-        pieces = [buffer.data[: buffer.size], *([] if kept is None else [kept]), *extra]
+        pieces = [*([] if kept is None else [kept]), *extra]
+        if buffer.size or not pieces:  # one that nothing was ever written to has no type yet
+            pieces.insert(0, buffer.data[: buffer.size])
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return whole.index_select(0, rows.to(whole.device))
 

@@ -24,8 +24,8 @@ _FIRST_ROWS = 128
 class Buffer:
     """A tensor that grows along its first dimension; on the CPU written through numpy, which costs less a call."""
 
-    def __init__(self) -> None:
-        self.data = torch.empty(0)
+    def __init__(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> None:
+        self.data = torch.empty((0, *shape), dtype=dtype)  # of this type until something else is written
         self.size = 0  # rows written, when used as a list
         self._room = 0
         self._view: np.ndarray | None = None
@@ -140,6 +140,13 @@ class LevelLog:
         for name, value in values.items():
             self.values[name].append(value)
 
+    def resume(self, carried: Carried) -> None:
+        """Go on with these decisions, which are recorded in full even in a batch where no other is made."""
+        self.carried = carried
+        if not self.begun:
+            self.log_prob = None if bool(carried.log_prob.isnan().all()) else Buffer()
+            self.values = {name: Buffer() for name in carried.values}
+
     def clear(self) -> None:
         """Forget the batch, keep the storage."""
         for buffer in (self.action, self.log_prob, *self.values.values()):
@@ -153,7 +160,14 @@ class Recorder:
     """All buffers of a runner. `row` is the tick of the batch that is being written."""
 
     def __init__(self, tracks: Sequence[Track], streams: int, record: bool | Sequence[str]):
-        self.logs = [LevelLog(track, learned=[Buffer() for _ in track.learned]) for track in tracks]
+        self.logs = [
+            LevelLog(
+                track,
+                codes=Buffer((track.streams,), torch.uint8),
+                learned=[Buffer((track.streams,)) for _ in track.learned],
+            )
+            for track in tracks
+        ]
         self.on = record is not False  # off: rewards and labels only
         self.observations = None if record is True else tuple(record or ())  # None: all
         self.streams = streams

@@ -162,7 +162,10 @@ class Runner:
         self.recorder.start_tick, self.recorder.episode = state["start_tick"].numpy(), state["episode"].numpy()
         for (track, log), kept, carried in zip(self._levels, state["tracks"], state["carried"], strict=True):
             track.load_state_dict(kept, self.running.active)
-            log.carried = None if carried is None else Carried.load(carried)
+            if carried is not None:
+                log.resume(Carried.load(carried))
+            else:
+                log.carried = None
         self._shown = state["shown"]
         self._obs = {name: value.to(self.device) for name, value in as_tensors(self._shown).items()}
         self.refresh()
