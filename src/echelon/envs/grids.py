@@ -196,3 +196,11 @@ def named_world(name: str, slots: int, limit: int | None = None) -> TableWorld |
     if at and not steps.isdecimal():
         raise UsageError(f"environment '{name}': a number of steps follows on @, not '{steps}'")
     return WORLDS[base](slots, limit, int(steps) if at else None)
+
+
+def named_model(name: str) -> Model:
+    """The exact model of the world called `name`, as it begins. UsageError for a world without one."""
+    world = named_world(name, 1)
+    if world is None:
+        raise UsageError(f"environment '{name}' has no exact model; there are {', '.join(WORLDS)}")
+    return world.models[0]

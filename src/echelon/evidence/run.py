@@ -61,8 +61,9 @@ class Run:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Learning curve: (step, success in points 0 to 100) of every evaluation."""
-        return [(int(row["step"]), 100.0 * float(row["success"])) for row in self.evaluations]
+        """Learning curve: (step, success in points 0 to 100) of every evaluation that tells of success."""
+        told = [row for row in self.evaluations if row["success"] is not None]
+        return [(int(row["step"]), 100.0 * float(row["success"])) for row in told]
 
     def agent(self) -> Any:
         """The trained agent, with the weights of the newest checkpoint that verifies."""

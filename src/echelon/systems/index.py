@@ -42,6 +42,9 @@ CLASSES = {
     "diayn": "echelon.systems.online.diayn:DIAYN",
     "diayn-manager": "echelon.systems.online.skill_manager:SkillManager",
     "dads": "echelon.systems.online.dads:DADS",
+    "options": "echelon.systems.online.options:Options",
+    "h-dqn": "echelon.systems.online.hdqn:HDQN",
+    "maxq": "echelon.systems.online.maxq:MAXQ",
     "coda": "echelon.systems.agents.coda:CoDA",
     "grpo": "echelon.systems.agents.grpo:GRPO",
     "gigpo": "echelon.systems.agents.gigpo:GiGPO",
@@ -174,6 +177,9 @@ TABLE = """
   - | diayn | DIAYN | 1802.06070 | online | Diversity is All You Need: Learning Skills without a Reward Function
   - | diayn-manager | SkillManager | 1802.06070 | online | A manager over frozen skills (Diversity is All You Need)
   - | dads | DADS | 1907.01657 | online | Dynamics-Aware Unsupervised Discovery of Skills
+  - | options | Options | - | online | Between MDPs and semi-MDPs: A framework for temporal abstraction in reinforcement learning
+  - | h-dqn | HDQN | 1604.06057 | online | Hierarchical Deep Reinforcement Learning: Integrating Temporal Abstraction and Intrinsic Motivation
+  - | maxq | MAXQ | cs/9905014 | online | Hierarchical Reinforcement Learning with the MAXQ Value Function Decomposition
   - | grpo | GRPO | 2402.03300 | agents | Group-relative policy optimisation over episodes (DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models)
   - | ppo | PPO | 1707.06347 | agents | PPO with a critic of turns or tokens (Proximal Policy Optimization Algorithms)
   - | ppo-plan | PPOPlan | 1707.06347 | agents | PPO on the program of HiPER: switch, subgoal, action
@@ -182,7 +188,10 @@ TABLE = """
 
 @dataclass(frozen=True)
 class Row:
-    """One system: `number` is its place among the 101 (None for a baseline), `target` its "module:class" (None: planned)."""
+    """One system: `number` is its place among the 101 (None for a baseline), `target` its "module:class" (None: planned).
+
+    `arxiv` is "-" for what is older than that.
+    """
 
     number: int | None
     slug: str
