@@ -25,6 +25,9 @@ from echelon.systems.online.ppoc import PPOC, whitened
 from echelon.systems.online.rooms import steps_after_move, steps_with_options
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
+from echelon.training.online.loop import build_agent
+from echelon.training.online.play import Evaluator
+from echelon.training.online.worlds import world_spaces
 
 SPACES = Spaces({"observation": (1,)}, {}, 2)
 VECTORS = Spaces({"observation": (1,)}, {}, None, (-1.0, -1.0), (1.0, 1.0))
@@ -392,6 +395,16 @@ def test_what_a_run_says_of_its_options(tmp_path: Path) -> None:
         ends = [value for name, value in row.items() if name.startswith("option/end_")]
         assert len(ends) == 6 and sum(ends) == pytest.approx(1)
         assert row["option/termination"] <= 1 / row["option/length"] + 1e-9
+
+
+def test_evaluations_follow_the_rules_of_their_step() -> None:
+    """The goal moves after 24 steps of a slot, which are two iterations."""
+    config = DQN.Config(**OFTEN, **{**REPLAYED, "hidden": ()}, env="four-rooms@24")
+    agent, evaluator = build_agent(DQN, config, world_spaces(config.env)), Evaluator(config)
+    for step, moved in ((1, 0), (2, 1), (1, 0), (5, 1)):
+        evaluator.run(agent, step)
+        world: Any = evaluator.world
+        assert world.state_dict()["env"]["_variant"].tolist() == [moved, moved]
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ ROOMS_REPLAYED: dict[str, Any] = {
     "updates": 5_040,
     "random_steps": 1_024,
     "capacity": 20_000,
-    "batch_size": 64,
+    "batch_size": 128,
     "gradient_ratio": 1 / 32,
     "epsilon_steps": 20_000,
-    "copy_every": 50,
-    "lr": 0.05,
+    "copy_every": 4,
+    "lr": 3e-3,
     "log_every": 100,
     "eval_every": 1_000,
 }
@@ -71,22 +71,30 @@ ROOMS_ON_POLICY: dict[str, Any] = {
     "log_every": 10,
     "eval_every": 125,
 }
+REPLAYED_CPU: dict[str, Any] = {
+    "ticks": 16,
+    "updates": 1_600,
+    "eval_every": 160,
+    "log_every": 20,
+    "checkpoint_every": 400,
+}
+"""About 100 000 steps of CartPole for who learns from replay."""
 ROOMS_OF: dict[str, dict[str, Any]] = {
     "dqn": ROOMS_REPLAYED,
     "option-critic": {
         **ROOMS_REPLAYED,
-        "policy_lr": 0.05,
-        "termination_lr": 0.005,
-        "deliberation_cost": 0.02,
-        "entropy": 0.003,
+        "policy_lr": 0.02,
+        "termination_lr": 1.25e-4,
+        "deliberation_cost": 0.01,
+        "epsilon_end": 0.1,
     },
     "flat-ppo": ROOMS_ON_POLICY,
     "ppoc": {
         **ROOMS_ON_POLICY,
         "options": 4,
-        "termination_lr": 0.003,
-        "option_entropy": 0.01,
-        "deliberation_cost": 0.02,
+        "termination_lr": 3.75e-4,
+        "option_entropy": 0.3,
+        "deliberation_cost": 0.01,
     },
 }
 """What each gets in four rooms, at every size."""
@@ -177,6 +185,10 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "checkpoint_every": 50,
         }
         for size in SIZES
+    },
+    **{
+        (system, "CartPole-v1"): {"published": {}, "cpu": REPLAYED_CPU, "demo": {**REPLAYED_CPU, "updates": 320}}
+        for system in ("dqn", "option-critic")
     },
     **{(system, MOVING): dict.fromkeys(SIZES, own) for system, own in ROOMS_OF.items()},
     **{
