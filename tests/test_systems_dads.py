@@ -14,7 +14,8 @@ from torch import Tensor
 from echelon.envs.spaces import Spaces
 from echelon.errors import UsageError
 from echelon.hierarchy.planning.mppi import mppi
-from echelon.systems.online.dads import DADS, PlanLevel, PriorLevel, SkillDynamics, Whitening, dynamics_reward
+from echelon.systems.online.dads import DADS, PlanLevel, PriorLevel, SkillDynamics, dynamics_reward
+from echelon.systems.online.skills import Whitening
 
 SPACES = Spaces({"observation": (3,)}, {}, None, (-2.0,), (2.0,))
 GOALS = Spaces({"observation": (3,), "desired_goal": (2,)}, {}, None, (-2.0,), (2.0,))

@@ -87,7 +87,7 @@ def test_diayn_s_batch_has_its_own_reward_and_the_skill_in_what_is_read() -> Non
         z, after = int(batch["skill"][row]), batch["next_state"][row]
         place = (agent.replay.columns["next_observation"][:, [2, 0]] == after).all(-1).nonzero()[0, 0]
         assert int(agent.replay.columns["command"][place]) == z
-        q = agent.discriminator(after).softmax(-1)[z].item()
+        q = agent.recognise(after).softmax(-1)[z].item()
         assert batch["reward"][row].item() == pytest.approx(math.log(q) - math.log(0.25), abs=1e-5)
         one_hot = [float(z == k) for k in range(4)]
         assert batch["features"][row, 3:].tolist() == one_hot == batch["next_features"][row, 3:].tolist()

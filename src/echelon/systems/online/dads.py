@@ -31,7 +31,7 @@ from echelon.hierarchy.planning.mppi import mppi
 from echelon.hierarchy.termination import Every, Never
 from echelon.nets.mlp import MLP
 from echelon.systems.online.sac import SoftLevel
-from echelon.systems.online.skills import SkillAgent, SkillConfig, late
+from echelon.systems.online.skills import SkillAgent, SkillConfig, Whitening, late
 from echelon.training.agent import Batch, Metrics, Update
 
 LARGEST = 50.0
@@ -42,35 +42,6 @@ def dynamics_reward(log_q: Tensor, others: Tensor) -> Tensor:
     """log(L + 1) - log(1 + Σ_i exp(log q(s'|s,z_i) - log q(s'|s,z))), [B]: log_q [B], others [L, B] of prior z_i."""
     odds = (others - log_q).clamp(-LARGEST, LARGEST)
     return math.log(len(others) + 1) - torch.cat([torch.zeros_like(log_q)[None], odds]).logsumexp(0)
-
-
-class Whitening(nn.Module):
-    """x [..., D] less its mean, by its deviation; of all rows that `update` ever saw."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.count: Tensor
-        self.mean: Tensor
-        self.squares: Tensor
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("squares", torch.zeros(size))
-
-    def update(self, x: Tensor) -> None:
-        """Count rows [n, D]."""
-        total, off = self.count + len(x), x.mean(0) - self.mean
-        self.squares += (x - x.mean(0)).square().sum(0) + off.square() * self.count * len(x) / total
-        self.mean += off * len(x) / total
-        self.count.copy_(total)
-
-    @property
-    def deviation(self) -> Tensor:
-        """[D]; 1 before anything was seen."""
-        return (self.squares / self.count.clamp(min=1)).sqrt().clamp(min=1e-6) if self.count > 0 else self.mean + 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised."""
-        return (x - self.mean) / self.deviation
 
 
 class SkillDynamics(nn.Module):

@@ -6,8 +6,9 @@ Source: arXiv 1802.06070; defaults are those of its released code.
 Levels: skill, one of n, uniform, held for the episode > action, a soft actor-critic that reads the skill.
 Shares with SAC: actor, critics, replay; with DADS: everything but what tells skills apart.
 Deviations: two critics with slow copies in place of a value network (the later form of SAC); discriminator and critics
-take one step on each batch, as released, the reward being that of the discriminator before its step; an actor without a
-mixture of Gaussians.
+take one step on each batch, as released, the reward being that of the discriminator before its step; the discriminator
+reads what it sees normalised by all that it learned from, as numbers of any size have to tell skills apart; an actor
+without a mixture of Gaussians.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.termination import Never
 from echelon.nets.mlp import MLP
 from echelon.systems.online.sac import SoftLevel
-from echelon.systems.online.skills import SkillAgent, SkillConfig, late
+from echelon.systems.online.skills import SkillAgent, SkillConfig, Whitening, late
 from echelon.training.agent import Batch, Metrics, Update
 
 
@@ -84,6 +85,7 @@ class DIAYN(SkillAgent):
 
     def __init__(self, config: Config, spaces: Spaces):
         super().__init__(config, spaces, config.skills)
+        self.states = Whitening(len(self.seen_places))
         self.discriminator = MLP([len(self.seen_places), *config.hidden, config.skills], activation=F.relu)
 
     def encode(self, skill: Tensor) -> Tensor:
@@ -92,13 +94,18 @@ class DIAYN(SkillAgent):
     def levels(self, explore: bool) -> tuple[Level, ...]:
         return (SkillLevel(self.config.skills, explore), FollowsSkill(self, self.parts, self.read, explore))
 
+    def recognise(self, state: Tensor) -> Tensor:
+        """Logits [B, n] of the skills, of states [B, S]."""
+        return self.discriminator(self.states(state))
+
     def intrinsic(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        reward = skill_reward(self.discriminator(batch["next_state"]), batch["skill"])
+        self.states.update(batch["next_state"])
+        reward = skill_reward(self.recognise(batch["next_state"]), batch["skill"])
         return reward, {"skills/reward": reward.mean()}
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the skill, given the state that it led to."""
-        logits = self.discriminator(batch["next_state"])
+        logits = self.recognise(batch["next_state"])
         loss = F.cross_entropy(logits, batch["skill"])
         right = (logits.detach().argmax(-1) == batch["skill"]).float().mean()
         return loss, {"discriminator/loss": loss.detach(), "discriminator/accuracy": 100 * right}

@@ -36,7 +36,7 @@ UMAZE_OF: dict[str, dict[str, Any]] = {
 """What each gets there at every size: places are within the walls, a step moves 5 cm at most."""
 UMAZE_OF_CPU: dict[str, dict[str, Any]] = {
     "sac-her": {},
-    "hiro": {"actor_lr": 1e-3, "manager_gamma": 0.95},
+    "hiro": {"manager_gamma": 0.95},
     "hac": {},
 }
 """What each gets there at the CPU size beside `UMAZE_CPU`."""
@@ -108,23 +108,25 @@ SKILLS_CPU: dict[str, Any] = {
     "updates": 400,
     "limit": 200,
     "random_steps": 4_000,
-    "hidden": (64, 64),
+    "hidden": (32, 32),
     "batch_size": 128,
-    "capacity": 50_000,
+    "capacity": 8_000,
     "gradient_ratio": 0.125,
     "gamma": 0.98,
     "rate": 0.02,
-    "lr": 1e-3,
+    "lr": 2e-3,
     "eval_every": 200,
     "eval_episodes": 8,
     "log_every": 10,
     "checkpoint_every": 100,
 }
-"""160 000 steps, a gradient step for each eight."""
-DADS_CPU: dict[str, Any] = {**SKILLS_CPU, "capacity": 10_000, "others": 16, "gradient_ratio": 0.128}
+"""160 000 steps, a gradient step for each eight; in a long replay the states of earlier skills would hide those of the
+present ones, and the discriminator stay near chance."""
+DADS_CPU: dict[str, Any] = {**SKILLS_CPU, "others": 16, "gradient_ratio": 0.128}
 MANAGER_CPU: dict[str, Any] = {
-    **{name: SKILLS_CPU[name] for name in ("slots", "ticks", "limit", "random_steps", "hidden", "gradient_ratio")},
-    "skills": 6,
+    **{name: SKILLS_CPU[name] for name in ("slots", "ticks", "limit", "random_steps", "gradient_ratio")},
+    "hidden": (64, 64),
+    "skills": 10,
     "hold": 20,
     "gamma": 0.99,
     "updates": 200,
@@ -134,8 +136,11 @@ MANAGER_CPU: dict[str, Any] = {
     "copy_every": 100,
     "skill_updates": 400,
     "skill_random_steps": 4_000,
-    "skill_hidden": (64, 64),
-    "skill_lr": 1e-3,
+    "skill_hidden": (32, 32),
+    "skill_lr": 2e-3,
+    "skill_gamma": 0.98,
+    "skill_capacity": 8_000,
+    "skill_rate": 0.02,
     "eval_every": 20,
     "log_every": 10,
     "checkpoint_every": 50,
@@ -160,7 +165,7 @@ PLANS: dict[str, Any] = {"cell": (0.25, 0.25, 1.0, 1.0), "window": 8_000, "hold"
 SIZES: dict[str, dict[str, Any]] = {"published": {}, "cpu": {}, "demo": {}}
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("diayn", MOUNTAIN): {
-        size: SKILLS | ({} if size == "published" else {**SKILLS_CPU, "skills": 6}) for size in SIZES
+        size: SKILLS | ({} if size == "published" else {**SKILLS_CPU, "skills": 10}) for size in SIZES
     },
     ("dads", MOUNTAIN): {size: SKILLS | ({} if size == "published" else DADS_CPU) for size in SIZES},
     ("dads", UMAZE): {

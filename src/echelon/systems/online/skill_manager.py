@@ -65,6 +65,12 @@ class SkillManager(ReplayAgent, StagedAgent):
         """Rows of a gradient step of the skills."""
         skill_lr: float = 3e-4
         """Adam's learning rate for the skills (released: 3e-4)."""
+        skill_gamma: float = 0.99
+        """Discount of an environment step in the skills' stage (released: 0.99)."""
+        skill_capacity: int = 1_000_000
+        """Environment steps that the replay of the skills' stage holds."""
+        skill_rate: float = 0.01
+        """Share of the online critics that the skills' targets take after each step (released: 0.01)."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -80,8 +86,9 @@ class SkillManager(ReplayAgent, StagedAgent):
                 slots=self.slots,
                 ticks=self.ticks,
                 limit=self.limit,
-                gamma=self.gamma,
-                capacity=self.capacity,
+                gamma=self.skill_gamma,
+                capacity=self.skill_capacity,
+                rate=self.skill_rate,
                 gradient_ratio=self.gradient_ratio,
                 skills=self.skills,
                 reads=self.reads,

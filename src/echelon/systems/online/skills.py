@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echelon.envs.spaces import Spaces
 from echelon.errors import DataError, UsageError
@@ -114,6 +114,35 @@ class SkillAgent(ReplayAgent):
         latest = torch.arange(replay.added - count, replay.added)
         seen = self.read(replay.rows(latest, [f"next_{name}" for name in self.read.names]), "next_")
         return {"states/cells": float(cells(seen[:, self.seen_places], c.cell))}
+
+
+class Whitening(nn.Module):
+    """x [..., D] less its mean, by its deviation; of all rows that `update` ever saw."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.count: Tensor
+        self.mean: Tensor
+        self.squares: Tensor
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("squares", torch.zeros(size))
+
+    def update(self, x: Tensor) -> None:
+        """Count rows [n, D]."""
+        total, off = self.count + len(x), x.mean(0) - self.mean
+        self.squares += (x - x.mean(0)).square().sum(0) + off.square() * self.count * len(x) / total
+        self.mean += off * len(x) / total
+        self.count.copy_(total)
+
+    @property
+    def deviation(self) -> Tensor:
+        """[D]; 1 before anything was seen."""
+        return (self.squares / self.count.clamp(min=1)).sqrt().clamp(min=1e-6) if self.count > 0 else self.mean + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised."""
+        return (x - self.mean) / self.deviation
 
 
 def cells(states: Tensor, widths: Sequence[float]) -> int:
