@@ -34,6 +34,14 @@ def test_arms_have_the_same_budget(module: Any, full: bool) -> None:
 
 
 @pytest.mark.parametrize("slug", ["sac-her", "hiro", "hac"])
+def test_defaults_build(slug: str) -> None:
+    system = index.load(slug)
+    assert issubclass(system, OnlineAgent)
+    config = system.Config()
+    assert build_agent(system, config, world_spaces(config.env)).updates()
+
+
+@pytest.mark.parametrize("slug", ["sac-her", "hiro", "hac"])
 def test_recipes_build(slug: str) -> None:
     spaces = world_spaces("PointMaze_UMaze-v3")
     for size in SIZES:

@@ -8,9 +8,9 @@ Levels: k ("action" lowest, then "goal", "goal2", …); a decision holds until i
 the level below. Each has a deterministic actor and a critic bounded to [-H, 0], learning from its own replay.
 Shares with HIRO and TD3 the learner, with SAC with hindsight the rows of whole episodes.
 Deviations from the paper: places lie in what the environment calls achieved, without velocities. From the released
-code: each decision draws anew whether it is tested (there the levels that follow in one attempt are tested too); what
-was reached is not stored as its own goal a second time; attempts that the episode's end cut short cost nothing when
-tested. The environment's reward is not used.
+code: each decision draws anew whether it is tested (there all that follow it towards the same goal are tested too);
+what was reached is not stored as its own goal a second time; tests that the end of the episode or of the decision above
+cut short cost nothing. The environment's reward is not used.
 """
 
 from __future__ import annotations
