@@ -124,7 +124,8 @@ SKILLS_CPU: dict[str, Any] = {
 present ones, and the discriminator stay near chance."""
 DADS_CPU: dict[str, Any] = {**SKILLS_CPU, "others": 16, "gradient_ratio": 0.128}
 MANAGER_CPU: dict[str, Any] = {
-    **{name: SKILLS_CPU[name] for name in ("slots", "ticks", "limit", "random_steps", "gradient_ratio")},
+    **{name: SKILLS_CPU[name] for name in ("slots", "ticks", "random_steps", "gradient_ratio")},
+    "limit": 400,
     "hidden": (64, 64),
     "skills": 10,
     "hold": 20,
