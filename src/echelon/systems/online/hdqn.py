@@ -58,7 +58,7 @@ class HDQN(OnlineAgent):
         """Episodes side by side."""
         ticks: int = 8
         """Environment steps of each slot before the tables learn."""
-        updates: int = 800
+        updates: int = 1500
         """Iterations; slots x ticks environment steps each."""
         batch_size: int = 256
         """Rows that each level replays after an iteration."""
@@ -78,9 +78,9 @@ class HDQN(OnlineAgent):
         """Weight of the latest attempt in a goal's rate of success."""
         power: float = 0.7
         """The n-th target of a value moves it by n^-power of the way."""
-        eval_every: int = 200
+        eval_every: int = 500
         """Iterations between evaluations; the reported score is the mean over the last three."""
-        checkpoint_every: int = 200
+        checkpoint_every: int = 500
         """Iterations between checkpoints."""
         log_every: int = 50
         """Iterations between lines of metrics."""

@@ -122,7 +122,7 @@ class Options(OnlineAgent):
         """Episodes side by side."""
         ticks: int = 16
         """Environment steps of each slot before the table learns."""
-        updates: int = 1500
+        updates: int = 4000
         """Iterations; slots x ticks environment steps each."""
         primitives: bool = True
         """Whether the primitive actions are options too (paper: both ways)."""
@@ -134,7 +134,7 @@ class Options(OnlineAgent):
         """Discount of an environment step (paper: 0.9)."""
         epsilon: float = 0.3
         """Probability of choosing any option; both ways of learning are off-policy."""
-        power: float = 0.7
+        power: float = 0.75
         """The n-th target of a value moves it by n^-power of the way."""
         eval_every: int = 500
         """Iterations between evaluations; the reported score is the mean over the last three."""
