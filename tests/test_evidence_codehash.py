@@ -11,6 +11,7 @@ from echelon.evidence import codehash
 from echelon.systems import index
 from echelon.training.codehash import TRAINER, closure, code_hash, code_hashes, digest, module_hash
 from echelon.training.language.agent import LanguageAgent
+from echelon.training.online.agent import OnlineAgent
 
 MODULE = '''"""What it is."""
 import math
@@ -155,8 +156,11 @@ def test_real_systems_depend_on_their_loop_data_and_networks(system: str) -> Non
     if issubclass(index.load(system), LanguageAgent):
         expected |= {"training/language/loop.py", "language/driver.py", "language/sampling.py", "language/scorer.py"}
         expected |= {"language/worlds/textcraft.py", "language/worlds/alfworld.py"}
+    elif issubclass(index.load(system), OnlineAgent):
+        expected |= {"training/online/loop.py", "hierarchy/runner.py", "hierarchy/level.py"}
     else:
         expected |= {f"training/{family}.py", "data/goals.py", "nets/mlp.py", "hierarchy/level.py"}
+    if not issubclass(index.load(system), LanguageAgent):
         assert not [name for name in hashes if name.startswith(("language/", "training/language/"))]
     assert expected <= set(hashes)
     assert not [name for name in hashes if name.startswith(("evidence/", "cli/"))]

@@ -7,7 +7,7 @@ Source: arXiv 1712.00948; numbers of the released code where the paper has none.
 Levels: k ("action" lowest, then "goal", "goal2", …); a decision holds until its place is reached, or for H decisions of
 the level below. Each has a deterministic actor and a critic bounded to [-H, 0], learning from its own replay.
 Shares with HIRO and TD3 the learner, with SAC with hindsight the rows of whole episodes.
-Deviations from the paper: places lie in what the environment calls achieved, without velocities. From the released
+Deviations: places lie in what the environment calls achieved, without velocities. From the released
 code: each decision draws anew whether it is tested (there all that follow it towards the same goal are tested too);
 what was reached is not stored as its own goal a second time; tests that the end of the episode or of the decision above
 cut short cost nothing. The environment's reward is not used.

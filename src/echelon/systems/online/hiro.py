@@ -6,7 +6,7 @@ the one under which today's worker would most likely have done what was done.
 Source: arXiv 1805.08296.
 Levels: manager "goal", every c steps; worker "action", every step. Two TD3.
 Shares with TD3 the learner of each level; with HAC and SAC with hindsight the rows of whole episodes.
-Deviations from the paper: goals are changes of what the environment calls achieved (a place), not of the whole robot. A
+Deviations: goals are changes of what the environment calls achieved (a place), not of the whole robot. A
 decision is recorded as the place that it asks for, which stays the same while it holds; the worker reads what is left
 to it, which is h(s, g, s') = s + g - s'. Noise is Gaussian at both levels. Networks start from Glorot's draw. The
 manager learns at every c-th step of the worker, its actor at every second of them.

@@ -8,7 +8,7 @@ Levels: "option" chooses one of so many, epsilon-greedily on Q(s, .), and holds 
 "action" acts by the option's policy, every environment step.
 Shares with DQN: the network of values, its slow copy, replay and exploration; with PPOC: the options' policies and
 terminations.
-Deviations from the released re-implementation in PyTorch: terminations are judged in the state that was entered, as the
+Deviations: unlike in its re-implementation in PyTorch, terminations are judged in the state that was entered, as the
 theory has it, not in the one before; epsilon falls linearly; values, policies and terminations have networks of their
 own and an Adam each, with no trunk in common; every step of the record improves policies and terminations, once, while
 the values learn from replay. Target, margin, entropy and costs are the papers'.

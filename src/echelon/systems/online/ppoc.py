@@ -6,7 +6,7 @@ Source: arXiv 1712.00004; the deliberation cost: arXiv 1709.04571.
 Levels: "option" samples one of so many from a learned policy and holds it until its learned termination fires; "action"
 acts by the option's policy, every environment step.
 Shares with PPO: its settings, advantages and surrogate; with Option-Critic: the options' policies and terminations.
-Deviations from the released code: the policy over options takes the same clipped surrogate, since it learns for several
+Deviations: the policy over options takes the same clipped surrogate, since it learns for several
 epochs too, only where it chose, with Σ_w pi(w|s) V(s, w) as its baseline; terminations are judged in the state entered,
 for the option that entered it; the deliberation cost is not paid where an episode ends; rewards are not scaled; options
 share no weights. What a record shows of the state after its last step goes to no termination.

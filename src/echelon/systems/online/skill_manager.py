@@ -77,6 +77,11 @@ class SkillManager(ReplayAgent, StagedAgent):
             self.require("hold", self.hold >= 1, "at least 1")
             self.skill_stage()
 
+        @property
+        def environment_steps(self) -> int:
+            """Environment steps of the whole training, the skills' included."""
+            return (self.updates + self.skill_updates) * self.steps
+
         def skill_stage(self) -> DIAYN.Config:
             """The configuration of the skills' stage."""
             every = max(1, self.skill_updates // 4)

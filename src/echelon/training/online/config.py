@@ -44,3 +44,8 @@ class OnlineConfig(RunConfig):
     def steps(self) -> int:
         """Environment steps of an iteration."""
         return self.slots * self.ticks
+
+    @property
+    def environment_steps(self) -> int:
+        """Environment steps of the whole training."""
+        return self.updates * self.steps
