@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from stopped_runs import assert_resumes, stop_and_go_on
 from torch import Tensor
 
 from echelon.data.replay import LEFT, Replay, WholeEpisodes
@@ -23,8 +23,7 @@ from echelon.hierarchy.transitions import Transitions, transitions
 from echelon.hierarchy.world import Reset, from_gym
 from echelon.rollout import Begin, End, Rollout
 from echelon.systems.online.flat_ppo import FlatPPO
-from echelon.training import checkpoint, run
-from echelon.training.agent import Learner
+from echelon.training import run
 
 GAMMA = 0.9
 
@@ -197,50 +196,15 @@ def small(**changes: Any) -> FlatPPO.Config:
     return FlatPPO.Config(**{**few, **often, **changes})
 
 
-def weights(directory: Path) -> dict[str, Tensor]:
-    found = checkpoint.latest(directory)
-    assert found is not None
-    return found.tensors
-
-
-def interrupted_run(config: FlatPPO.Config, directory: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    step = Learner.step
-
-    def signalled(learner: Learner, number: int, batch: Any) -> Any:
-        if number == at:
-            signal.raise_signal(signal.SIGINT)
-        return step(learner, number, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", signalled)
-        assert run.train(FlatPPO, config, directory, device="cpu", threads=1, say=said.append) is None
-    assert run.train(FlatPPO, config, directory, device="cpu", threads=1, say=said.append) == directory
-    return said
-
-
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
 def test_a_run_goes_on_bit_for_bit(env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle of an episode, which the environment's state brings back."""
-    config = small(env=env)
-    run.train(FlatPPO, config, tmp_path / "whole", device="cpu", threads=1, say=lambda line: None)
-    interrupted_run(config, tmp_path / "cut", 20, monkeypatch)
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert expected.keys() == found.keys()
-    assert [n for n in expected if expected[n].numpy().tobytes() != found[n].numpy().tobytes()] == []
-    for file in ("evaluations.jsonl", "episodes.jsonl"):
-        lines = [
-            [json.loads(line) for line in (tmp_path / d / file).read_text().splitlines()] for d in ("whole", "cut")
-        ]
-        for rows in lines:
-            for row in rows:
-                row.pop("seconds", None), row.pop("load", None)
-        assert lines[0] == lines[1]
+    assert_resumes(FlatPPO, small(env=env), 20, tmp_path, monkeypatch)
 
 
 def test_a_run_that_cannot_be_restored_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echelon.hierarchy.world.state_of", lambda env: None)
-    interrupted_run(small(), tmp_path / "cut", 20, monkeypatch)
+    stop_and_go_on(FlatPPO, small(), 20, tmp_path / "cut", monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows].count("resumed") == 1
     episodes = [json.loads(line)["episode"] for line in (tmp_path / "cut" / "episodes.jsonl").read_text().splitlines()]

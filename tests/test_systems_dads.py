@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from goal_runs import assert_resumes
+from stopped_runs import SHORT, assert_resumes
 from torch import Tensor
 
 from echelon.envs.spaces import Spaces
@@ -21,22 +21,7 @@ SPACES = Spaces({"observation": (3,)}, {}, None, (-2.0,), (2.0,))
 GOALS = Spaces({"observation": (3,), "desired_goal": (2,)}, {}, None, (-2.0,), (2.0,))
 
 
-SMALL: dict[str, Any] = {
-    "env": "Pendulum-v1",
-    "slots": 2,
-    "ticks": 20,
-    "updates": 8,
-    "hidden": (8,),
-    "batch_size": 16,
-    "capacity": 200,
-    "random_steps": 80,
-    "gradient_ratio": 0.1,
-    "limit": 30,
-    "eval_every": 4,
-    "eval_episodes": 3,
-    "checkpoint_every": 4,
-    "log_every": 1,
-}
+SMALL: dict[str, Any] = {"env": "Pendulum-v1", **SHORT}
 
 
 def config(**changes: Any) -> DADS.Config:

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from goal_runs import assert_resumes
+from stopped_runs import assert_resumes
 from torch import Tensor
 
 from echelon.credit.options import feudal_intrinsic, transition_cosine

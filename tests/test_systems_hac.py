@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from goal_runs import assert_resumes, stop_and_go_on
+from stopped_runs import assert_resumes, stop_and_go_on
 from torch import Tensor
 
 pytest.importorskip("gymnasium_robotics")

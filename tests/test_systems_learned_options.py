@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from goal_runs import assert_resumes
+from stopped_runs import assert_resumes
 from test_online import Counting
 from torch import Tensor, nn
 

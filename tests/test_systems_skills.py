@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from goal_runs import assert_resumes
+from stopped_runs import SHORT, assert_resumes
 from torch import Tensor
 
 from echelon.envs.spaces import Spaces
@@ -31,22 +31,7 @@ from echelon.training.online.worlds import make_world
 from echelon.training.runtime import choose
 
 SPACES = Spaces({"observation": (3,)}, {}, None, (-2.0,), (2.0,))
-SMALL: dict[str, Any] = {
-    "env": "Pendulum-v1",
-    "slots": 2,
-    "ticks": 20,
-    "updates": 8,
-    "hidden": (8,),
-    "batch_size": 16,
-    "capacity": 200,
-    "random_steps": 80,
-    "gradient_ratio": 0.1,
-    "limit": 30,
-    "eval_every": 4,
-    "eval_episodes": 3,
-    "checkpoint_every": 4,
-    "log_every": 1,
-}
+SMALL: dict[str, Any] = {"env": "Pendulum-v1", **SHORT}
 
 
 # ---- DIAYN

@@ -31,7 +31,7 @@ from echelon.hierarchy.planning.mppi import mppi
 from echelon.hierarchy.termination import Every, Never
 from echelon.nets.mlp import MLP
 from echelon.systems.online.sac import SoftLevel
-from echelon.systems.online.skills import SkillAgent, SkillConfig, Whitening, late
+from echelon.systems.online.skills import SkillAgent, SkillConfig, Whitening, covers_more, late
 from echelon.training.agent import Batch, Metrics, Update
 
 LARGEST = 50.0
@@ -228,7 +228,6 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
 
     config, learned, random = sides(MOUNTAIN)
     _, planner, idle_planner = sides(UMAZE)
-    count = partial(late, name="states/cells")
     return (
         Claim(
             id="own-outcome",
@@ -239,15 +238,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
             source="arXiv 1907.01657",
             also=(Score(learned, partial(late, name="skills/reward")),),
         ),
-        Claim(
-            id="covers-more",
-            text=f"In {config.window} steps on the hill the skills meet more cells of place and velocity than random "
-            "actions do.",
-            method=Score(learned, count),
-            baseline=Score(random, count),
-            test=Above(0),
-            source="arXiv 1907.01657",
-        ),
+        covers_more(learned, random, config.window, "arXiv 1907.01657"),
         Claim(
             id="plans",
             text=f"Plans over skills, for which nothing was learned of goals, reach 20 points more of those of {UMAZE} "

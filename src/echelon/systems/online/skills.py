@@ -10,12 +10,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echelon.claims import Above, Arm, Claim, Score
 from echelon.envs.spaces import Spaces
 from echelon.errors import DataError, UsageError
 from echelon.rollout import Rollout
@@ -157,3 +159,16 @@ def late(run: Any, name: str, share: float = 0.2) -> np.ndarray:
     if not found or any(value is None for value in found):
         raise DataError(f"{getattr(run, 'path', 'run')}: no finite metric '{name}' late in the training")
     return np.array(np.mean(found))
+
+
+def covers_more(learned: Arm, random: Arm, window: int, source: str) -> Claim:
+    """The claim that learned skills see more of the world than random actions do."""
+    count = partial(late, name="states/cells")
+    return Claim(
+        id="covers-more",
+        text=f"In {window} steps on the hill the skills meet more cells of place and velocity than random actions do.",
+        method=Score(learned, count),
+        baseline=Score(random, count),
+        test=Above(0),
+        source=source,
+    )

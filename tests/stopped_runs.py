@@ -23,10 +23,29 @@ def weights(directory: Path) -> dict[str, Tensor]:
     return found.tensors
 
 
+SHORT: dict[str, Any] = {
+    "slots": 2,
+    "ticks": 20,
+    "updates": 8,
+    "hidden": (8,),
+    "batch_size": 16,
+    "capacity": 200,
+    "random_steps": 80,
+    "gradient_ratio": 0.1,
+    "limit": 30,
+    "eval_every": 4,
+    "eval_episodes": 3,
+    "checkpoint_every": 4,
+    "log_every": 1,
+}
+"""A run of seconds of what learns from replay."""
+
+
 def stop_and_go_on(
     system: type[OnlineAgent], config: OnlineConfig, at: int, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Train in `directory`, with a signal in gradient step `at`, and go on to the end."""
+) -> list[str]:
+    """Train in `directory`, with a signal in gradient step `at`, and go on to the end; what was said."""
+    said: list[str] = []
     step = Learner.step
 
     def signalled(learner: Learner, number: int, batch: Any) -> Any:
@@ -36,8 +55,9 @@ def stop_and_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", signalled)
-        assert run.train(system, config, directory, device="cpu", threads=1, say=lambda line: None) is None
-    assert run.train(system, config, directory, device="cpu", threads=1, say=lambda line: None) == directory
+        assert run.train(system, config, directory, device="cpu", threads=1, say=said.append) is None
+    assert run.train(system, config, directory, device="cpu", threads=1, say=said.append) == directory
+    return said
 
 
 def assert_resumes(
