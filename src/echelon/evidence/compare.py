@@ -188,6 +188,11 @@ def _cell(label: str, runs: list[Run]) -> Cell:
         raise UsageError(
             f"{label} on {runs[0].config['env']}: the same seed twice ({', '.join(str(r.path) for r in runs)})"
         )
+    silent = next((run for run in runs if run.evaluations and not run.evaluations[-1]["tasks"]), None)
+    if silent is not None:
+        raise UsageError(
+            f"{silent.path}: {silent.config['env']} tells no success to compare; returns stand in evaluations.jsonl"
+        )
     scores = measure(success, runs)
     return Cell(runs, scores, statistics.estimate([scores]))
 
