@@ -66,6 +66,11 @@ def assert_resumes(
     """A run that was stopped in gradient step `at` ends as one that was not: checkpoint, evaluations, episodes."""
     run.train(system, config, directory / "whole", device="cpu", threads=1, say=lambda line: None)
     stop_and_go_on(system, config, at, directory / "cut", monkeypatch)
+    assert_same(directory)
+
+
+def assert_same(directory: Path) -> None:
+    """The runs "whole" and "cut" in `directory` came to the same, bit for bit; clocks aside."""
     expected, found = weights(directory / "whole"), weights(directory / "cut")
     assert expected.keys() == found.keys()
     assert [n for n in expected if expected[n].numpy().tobytes() != found[n].numpy().tobytes()] == []

@@ -203,16 +203,7 @@ class Kept(Line):
 
 
 def cart_stack() -> FrozenStack:
-    class Push(Level):
-        name = "action"
-
-        def start(self, streams: int) -> Tensor:
-            return torch.zeros(streams, 1)
-
-        def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Any, Tensor | None]:
-            assert memory is not None
-            return {**obs, "count": memory}, memory + 1
-
+    class Push(Move):
         def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
             assert parent is not None
             coin = torch.rand(len(parent), generator=self.generator)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopped_runs import assert_same
 from torch import Tensor
 
 from echelon.claims import AtLeast
@@ -24,7 +25,7 @@ from echelon.systems.online.hdqn import HDQN
 from echelon.systems.online.maxq import MAXQ
 from echelon.systems.online.options import Options
 from echelon.systems.online.tables import Table, sampled
-from echelon.training import checkpoint, run
+from echelon.training import run
 from echelon.training.online.loop import build_agent
 from echelon.training.online.worlds import make_world, world_spaces
 
@@ -430,18 +431,7 @@ def test_a_run_goes_on_bit_for_bit(cls: Any, tmp_path: Path, monkeypatch: pytest
         patch.setattr(Runner, "collect", signalled)
         assert train("cut") is None
     train("cut")
-    expected, found = (checkpoint.latest(tmp_path / name) for name in ("whole", "cut"))
-    assert expected is not None and found is not None and expected.tensors.keys() == found.tensors.keys()
-    for name, tensor in expected.tensors.items():
-        assert tensor.numpy().tobytes() == found.tensors[name].numpy().tobytes(), name
-    for file in ("evaluations.jsonl", "episodes.jsonl"):
-        lines = [
-            [json.loads(line) for line in (tmp_path / d / file).read_text().splitlines()] for d in ("whole", "cut")
-        ]
-        for rows in lines:
-            for row in rows:
-                row.pop("seconds", None), row.pop("load", None)
-        assert lines[0] == lines[1]
+    assert_same(tmp_path)
     lost, same = (LOST[cls](Run(tmp_path / name)) for name in ("whole", "cut"))
     assert lost.shape == () and lost == same and -1000 < lost < 0
     assert {step for step, _ in Run(tmp_path / "whole").curve} <= {3, 6, 9}

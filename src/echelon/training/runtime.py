@@ -325,10 +325,7 @@ def _compare(runtime: Runtime, recorded: Mapping[str, Any]) -> Runtime:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what one step frees for the next: else each step asks the system for zeroed pages again.
-
-    Steps of HIQL at the published size take a fifth less time (`python -m benchmarks offline_update`).
-    """
+    """Have glibc keep what one step frees for the next: else each step asks the system for zeroed pages again."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another system: its allocator stays as it is
