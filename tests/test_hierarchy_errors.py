@@ -100,7 +100,7 @@ class Mine(gymnasium.Env):
 
 def test_a_world_that_raises_is_named_with_level_and_stream():
     with pytest.raises(
-        EchelonError, match="level 'low' in stream 1: slot 1, episode 1, tick 0: ZeroDivisionError: the floor"
+        EchelonError, match="level 'low' in stream 1: slot 1, episode 1, tick 0 of Mine: ZeroDivisionError: the floor"
     ):
         Runner([Script("low")], from_gym([Mine(""), Mine("step")])).collect(3)
     with pytest.raises(EchelonError, match="slot 1: RuntimeError: no ground"):
@@ -110,7 +110,8 @@ def test_a_world_that_raises_is_named_with_level_and_stream():
         def step(self, actions, active):
             raise KeyError("goal")
 
-    fails("the world raised on an action of level 'low' in some stream: KeyError: 'goal'", [Script("low")], Broken(1))
+    message = "the world raised on an action of level 'low' in some stream of Broken: KeyError: 'goal'"
+    fails(message, [Script("low")], Broken(1))
 
 
 def test_wrong_shapes_are_named():

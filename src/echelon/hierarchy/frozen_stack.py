@@ -11,6 +11,7 @@ and `elapsed` says how long it took, so that `Transitions` discounts by the true
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from echelon.hierarchy.columns import as_array, as_columns, as_tensors, has_nan
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.termination import Every, Termination
 from echelon.hierarchy.track import START, Track, build_tracks, take
-from echelon.hierarchy.world import GymWorld, Reset, Restorable, Step, VectorWorld, World, WorldError
+from echelon.hierarchy.world import Reset, Restorable, Step, VectorWorld, World, WorldError, name_of
 
 T = TypeVar("T")
 Infos = Sequence[Mapping[str, Any]] | Mapping[str, Any] | None
@@ -53,6 +54,7 @@ class FrozenStack:
     bounds: lowest and highest command, if commands are to be clipped.
     generator: for levels that sample; its state is part of the world's.
     device: where the levels compute.
+    limit: ticks after which a command that has not ended is an error, in a world without an end of its own.
 
     Each step begins a new command, and with it all decisions below; memories go on through an episode. In a world that
     can only move all its streams together, commands must end together (`Every`). `infos` are the latest of each key.
@@ -68,6 +70,7 @@ class FrozenStack:
         bounds: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        limit: int = 100_000,
     ):
         if not levels:
             raise UsageError("a frozen stack needs at least one level that follows commands")
@@ -75,9 +78,9 @@ class FrozenStack:
             raise UsageError(f"gamma must be in [0, 1], got {gamma}")
         self.world, self.command, self.gamma, self.bounds = world, command, gamma, bounds
         self.slots, self.agents, self.roles, self.explicit = world.slots, world.agents, world.roles, True
-        self.device, self.generator = torch.device(device), generator
+        self.device, self.generator, self.limit = torch.device(device), generator, limit
         self.tracks = build_tracks([command, *levels], world.slots, world.agents, self.device)
-        self.name = _name(world)
+        self.inside, self.name = name_of(world), f"the stack in {name_of(world)}"
         self._check()
         for track in self.tracks:
             if generator is not None:
@@ -92,15 +95,15 @@ class FrozenStack:
     def _check(self) -> None:
         world, top = self.world, self.tracks[0]
         if not world.explicit:
-            raise UsageError(f"{self.name} resets itself; a frozen stack needs a world with explicit resets")
+            raise UsageError(f"{self.inside} resets itself; a frozen stack needs a world with explicit resets")
         if top.streams != world.slots * world.agents:
             raise UsageError(
-                f"level '{self.tracks[1].name}' commands {top.width} of the {world.agents} agents of {self.name}; a "
+                f"level '{self.tracks[1].name}' commands {top.width} of the {world.agents} agents of {self.inside}; a "
                 "frozen stack takes a command for each agent"
             )
         if not _independent(world) and type(self.command.termination) is not Every:
             raise UsageError(
-                f"{self.name} moves all its streams together, so commands must last equally long: "
+                f"{self.inside} moves all its streams together, so commands must last equally long: "
                 f"Every(k), not {self.command.termination!r}"
             )
 
@@ -125,7 +128,11 @@ class FrozenStack:
         total = _Total(streams, self.gamma)
         with torch.inference_mode():
             self._begin(moving)
-            while moving.any():
+            for tick in count():
+                if not moving.any():
+                    break
+                if tick == self.limit:
+                    raise self._endless(moving)
                 for track in self.tracks:
                     track.set_active(moving)
                     self._decide(track)
@@ -190,7 +197,7 @@ class FrozenStack:
         if decision.empty is not None and bool(decision.empty.any()):
             raise UsageError(f"level '{track.name}' gives empty decisions, which a frozen stack does not follow")
         if has_nan(decision.action):
-            raise EchelonError(f"frozen level '{track.name}' gave an action with NaN in {self.name}")
+            raise EchelonError(f"frozen level '{track.name}' gave an action with NaN in {self.inside}")
         track.hold(decision.action, rows)
         if track.codes is not None:
             track.foresee()
@@ -211,8 +218,8 @@ class FrozenStack:
             return executed
         low, high = self._limits
         if not self._tried and executed.shape[1:] != low.shape:
-            shapes = f"actions of shape {list(executed.shape[1:])}; {self.name} takes {list(low.shape)}"
-            raise UsageError(f"level '{bottom.name}' does not fit {self.name}: it gives {shapes}")
+            shapes = f"actions of shape {list(executed.shape[1:])}; {self.inside} takes {list(low.shape)}"
+            raise UsageError(f"level '{bottom.name}' does not fit {self.inside}: it gives {shapes}")
         return torch.clamp(executed, low, high)
 
     def _look(self, shown: Mapping[str, Any], moved: np.ndarray) -> None:
@@ -244,6 +251,16 @@ class FrozenStack:
         codes = self.tracks[0].codes
         return self.tracks[0].active if codes is None else codes != 0
 
+    def _endless(self, moving: np.ndarray) -> WorldError:
+        """The first command that does not end, with its slot."""
+        error = EchelonError(
+            f"the command of level '{self.command.name}' has not ended after {self.limit} ticks in {self.inside}; let "
+            f"it end by {self.command.termination!r} | Every(k), or give the environment a time limit"
+        )
+        found = WorldError(int(np.flatnonzero(moving)[0]) // self.agents, error)
+        found.__cause__ = error
+        return found
+
     def _seen(self) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in as_tensors(self._rows).items()}
 
@@ -261,7 +278,7 @@ class FrozenStack:
                 raise
             shapes = ", ".join(f"'{name}' {list(row.shape[1:])}" for name, row in self._rows.items())
             given = [] if self.command.given is None else list(self.command.given.shape[1:])
-            what = f"level '{track.name}' does not fit {self.name}, which shows {shapes}, and commands {given}"
+            what = f"level '{track.name}' does not fit {self.inside}, which shows {shapes}, and commands {given}"
             raise UsageError(f"{what}: {type(error).__name__}: {error}") from error
 
 
@@ -315,13 +332,3 @@ def _independent(world: World) -> bool:
     if isinstance(world, FrozenStack):
         return _independent(world.world)
     return world.agents == 1 and not isinstance(world, VectorWorld)
-
-
-def _name(world: World) -> str:
-    """The environment's name, as far as it has one."""
-    if isinstance(world, FrozenStack):
-        return f"the stack in {world.name}"
-    if isinstance(world, GymWorld):
-        spec = world.envs[0].spec
-        return type(world.envs[0].unwrapped).__name__ if spec is None else spec.id
-    return type(world).__name__

@@ -31,15 +31,20 @@ NO_VALUES: Mapping[str, Tensor] = MappingProxyType({})
 class Decision(NamedTuple):
     """What a level decided for B streams.
 
-    `action` Tensor[B, ...]; `log_prob` float[B]; `values` name → float[B], recorded with the decision (a critic's
-    estimate, say). `empty` bool[B] marks decisions that take no time (a plan step already fulfilled): they are recorded
-    with start == stop and the level is asked again at once.
+    `action` Tensor[B, ...]; `log_prob` float[B]; `values` name → float[B], recorded with the decision ("value": the
+    discounted sum of the environment's rewards that is expected). `empty` bool[B] marks decisions that take no time (a
+    plan step already fulfilled): they are recorded with start == stop and the level is asked again at once.
     """
 
     action: Tensor
     log_prob: Tensor | None = None
     values: Mapping[str, Tensor] = NO_VALUES
     empty: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Decision:
+        """A copy of some rows, without `empty`."""
+        log_prob = None if self.log_prob is None else self.log_prob[rows]
+        return Decision(self.action[rows], log_prob, {name: value[rows] for name, value in self.values.items()})
 
 
 class Level(ABC):
@@ -52,6 +57,9 @@ class Level(ABC):
             three agents under one team decision. None: one to one. The teams of a level have equal sizes.
         per_member: my action is [S, m, ...] and each of my m members is commanded by its own row.
         generator: set by the runner, for levels that sample.
+        within: lowest and highest action, numbers or [A] each, where goals come from a script, a planner or a person;
+            one outside of them is an error. None: not checked.
+        choices: how many actions there are to choose among, for what is told of their use; None for vectors.
     """
 
     name: str
@@ -59,6 +67,8 @@ class Level(ABC):
     parent_of: Sequence[int] | None = None
     per_member: bool = False
     generator: torch.Generator | None = None
+    within: tuple[Tensor | float, Tensor | float] | None = None
+    choices: int | None = None
 
     def start(self, streams: int) -> Tensor | None:
         """The memory Tensor[streams, ...] with which an episode begins; None for a level without memory."""

@@ -25,12 +25,13 @@ from echelon.hierarchy.columns import as_array, as_columns, as_tensors, has_nan,
 from echelon.hierarchy.episodes import Episodes
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.recorder import Carried, Empty, LevelLog, Recorder
-from echelon.hierarchy.track import START, Track, build_tracks, take
-from echelon.hierarchy.world import Reset, World, WorldError
+from echelon.hierarchy.track import Track, build_tracks, probability_of_end, take
+from echelon.hierarchy.world import Reset, World, WorldError, name_of
 from echelon.rollout import Rollout
 
 OpenSpans = Literal["carried", "bootstrapped"]
 _MOST_EMPTY = 100  # empty decisions in a row after which a level is taken to be stuck
+_CHECKED = 64  # ticks between looks at the length of episodes that are to end
 
 
 class Runner:
@@ -44,6 +45,7 @@ class Runner:
         seen).
     resets: what `collect` starts its n-th episode with, instead of a seed from `generator`.
     policy_id, learner: of each agent of a slot, for the record.
+    longest: ticks after which `episodes` takes an episode to be endless.
 
     Streams carry the labels of their `Reset` and, for the whole episode so far, "return" (with several reward channels
     "return/<channel>"; NaN with unscored rewards), "length" and "seed" (-1 if none).
@@ -61,10 +63,11 @@ class Runner:
         resets: Callable[[int], Reset] | None = None,
         policy_id: str | Sequence[str] = "",
         learner: bool | Sequence[bool] = True,
+        longest: int = 1_000_000,
     ):
         self.world, self.generator, self.resets, self.device = world, generator, resets, torch.device(device)
         self._elsewhere = self.device.type != "cpu"
-        self.agents, self.streams = world.agents, world.slots * world.agents
+        self.agents, self.streams, self.longest = world.agents, world.slots * world.agents, longest
         self.tracks = build_tracks(levels, world.slots, world.agents, self.device)
         self.recorder = Recorder(self.tracks, self.streams, record)
         self._levels = list(zip(self.tracks, self.recorder.logs, strict=True))
@@ -219,10 +222,13 @@ class Runner:
         with self._acting():
             if self.recorder.on:
                 self._remember(self.running.active)
-            for _ in count() if ticks is None else range(ticks):
+            for tick in count() if ticks is None else range(ticks):
                 self._tick()
-                if ticks is None and not self.running.active.any():
-                    return
+                if ticks is None:
+                    if not self.running.active.any():
+                        return
+                    if tick % _CHECKED == 0:
+                        self._check_length()
 
     def _batch(self, open_spans: OpenSpans) -> Rollout:
         """Turn what was recorded into a rollout and begin the next batch."""
@@ -306,7 +312,7 @@ class Runner:
             if recording:
                 log.codes.set(self.recorder.row, codes)
                 for buffer, learned in zip(log.learned, track.learned, strict=True):
-                    buffer.set(self.recorder.row, _probability(codes, learned.probability))
+                    buffer.set(self.recorder.row, probability_of_end(codes, learned.probability))
             number = np.count_nonzero(codes)
             if number == 0:
                 return
@@ -329,7 +335,7 @@ class Runner:
 
     def _ask_again(self, track: Track, log: LevelLog, decision: Decision, rows: Tensor) -> Decision:
         """Record the decisions of `rows` that took no time and replace them, until every stream has one that does."""
-        merged = _pick(decision, torch.arange(len(rows), device=self.device))
+        merged = decision.take(torch.arange(len(rows), device=self.device))
         places, command = torch.arange(len(rows), device=self.device), track.command()
         for _ in range(_MOST_EMPTY):
             assert decision.empty is not None
@@ -339,7 +345,7 @@ class Runner:
             places = places[again]
             streams = rows[places]
             if self.recorder.on:
-                log.empties.append(Empty(self.recorder.row, streams.cpu().numpy(), _pick(decision, again)))
+                log.empties.append(Empty(self.recorder.row, streams.cpu().numpy(), decision.take(again)))
             mask = torch.zeros_like(track.everyone)
             mask[streams] = True
             parent = None if command is None else command[streams]
@@ -421,13 +427,36 @@ class Runner:
             raise UsageError(f"level '{track.name}' was asked for {number} actions and gave shape {list(shape)}")
         if has_nan(action):
             self._raise_nan("an action", track, action, rows)
+        if track.level.within is not None:
+            self._check_within(track, action, rows, track.level.within)
+
+    def _check_within(self, track: Track, action: Tensor, rows: Tensor | None, within: tuple[Any, Any]) -> None:
+        low, high = (torch.as_tensor(bound).to(action) for bound in within)
+        bad = np.flatnonzero(((action < low) | (action > high)).reshape(len(action), -1).any(1).cpu().numpy())
+        if len(bad):
+            space = f"from {low.tolist()} to {high.tolist()}"
+            self._refuse(f"{action[int(bad[0])].tolist()}, outside of its space {space},", track, bad, rows)
+
+    def _check_length(self) -> None:
+        """Raise if an episode that should end has gone on for too long; names who has held a decision longest."""
+        streams = np.flatnonzero(self.running.active)
+        for stream in streams[self.recorder.ticks(streams) >= self.longest].tolist():
+            held = [int(track.running.ticks[track.of_bottom[stream]]) for track in self.tracks]
+            track = self.tracks[int(np.argmax(held))]
+            raise EchelonError(
+                f"the episode does not end: level '{track.name}' has held its decision for {max(held)} ticks in "
+                f"{self._place(stream, self.tracks[-1])}; give the environment a time limit"
+            )
 
     def _raise_nan(self, what: str, track: Track, x: Tensor, rows: Tensor | None) -> None:
-        """Raise, unless the NaN in x (of the streams `rows`, None: all) concern idle streams only."""
-        for bad in np.flatnonzero(nan_rows(x)).tolist():
-            stream = bad if rows is None else int(rows[bad])
+        self._refuse(f"{what} with NaN", track, np.flatnonzero(nan_rows(x)), rows)
+
+    def _refuse(self, what: str, track: Track, bad: np.ndarray, rows: Tensor | None) -> None:
+        """Raise, unless the rows `bad` (of the streams `rows`, None: all) are of idle streams only."""
+        for row in bad.tolist():
+            stream = row if rows is None else int(rows[row])
             if track.active[stream]:
-                raise EchelonError(f"level '{track.name}' gave {what} with NaN in {self._place(stream, track)}")
+                raise EchelonError(f"level '{track.name}' gave {what} in {self._place(stream, track)}")
 
     def _check_observation(self, obs: Mapping[str, Tensor | np.ndarray]) -> None:
         for name, value in obs.items():
@@ -442,8 +471,9 @@ class Runner:
 
     def _raised(self, error: Exception) -> EchelonError:
         bottom = self.tracks[-1]
-        where = self._place(error.slot * self.agents, bottom) if isinstance(error, WorldError) else "some stream"
-        cause = error.__cause__ if isinstance(error, WorldError) else error
+        where, cause = f"some stream of {name_of(self.world)}", error
+        if isinstance(error, WorldError) and isinstance(error.__cause__, Exception):
+            where, cause = self._place(error.slot * self.agents, bottom), error.__cause__
         what = f"{type(cause).__name__}: {cause}"
         return EchelonError(f"the world raised on an action of level '{bottom.name}' in {where}: {what}")
 
@@ -454,20 +484,8 @@ class Runner:
         slot, agent = divmod(stream, self.agents)
         role = f" ({self.world.roles[agent]})" if self.agents > 1 else ""
         tick = int(self.recorder.ticks(np.array([stream]))[0])
-        return f"stream {stream}{role}: slot {slot}, episode {int(self.recorder.episode[stream])}, tick {tick}"
-
-
-def _probability(codes: np.ndarray, probability: Tensor | None) -> np.ndarray:
-    """What a learned termination said, NaN for streams without a decision that it could end."""
-    if probability is None:
-        return np.full(len(codes), np.nan, dtype=np.float32)
-    return np.where(codes == START, np.float32(np.nan), probability.float().cpu().numpy())
-
-
-def _pick(decision: Decision, rows: Tensor) -> Decision:
-    """A copy of some rows."""
-    log_prob = None if decision.log_prob is None else decision.log_prob[rows]
-    return Decision(decision.action[rows], log_prob, {name: value[rows] for name, value in decision.values.items()})
+        episode, world = int(self.recorder.episode[stream]), name_of(self.world)
+        return f"stream {stream}{role}: slot {slot}, episode {episode}, tick {tick} of {world}"
 
 
 def _per_agent(what: str, value: Any, agents: int) -> list[Any]:

@@ -284,6 +284,13 @@ def _groups(owner: np.ndarray) -> np.ndarray:
     return np.argsort(owner, kind="stable").reshape(int(owner.max()) + 1, -1)
 
 
+def probability_of_end(codes: np.ndarray, probability: Tensor | None) -> np.ndarray:
+    """What a learned termination said, NaN for streams without a decision that it could end."""
+    if probability is None:
+        return np.full(len(codes), np.nan, dtype=np.float32)
+    return np.where(codes == START, np.float32(np.nan), probability.float().cpu().numpy())
+
+
 def take(features: Features, rows: Tensor) -> Any:
     """The given rows of features, whatever they are made of."""
     if isinstance(features, Tensor):

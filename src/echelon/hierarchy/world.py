@@ -89,6 +89,15 @@ class Changing(Protocol):
         ...
 
 
+def name_of(world: World) -> str:
+    """What the world is called in messages: its `name`, or that of its class."""
+    return getattr(world, "name", None) or type(world).__name__
+
+
+def _env_name(env: gymnasium.Env[Any, Any] | VectorEnv) -> str:
+    return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+
+
 class WorldError(EchelonError):
     """An environment raised; `slot` says in which."""
 
@@ -139,6 +148,7 @@ class GymWorld:
         self._rows: dict[str, np.ndarray] = {}
         self._plain = False  # a bare array rather than a dict
         self._infos: list[Mapping[str, Any]] = [{} for _ in self.envs]
+        self.name = _env_name(self.envs[0])
 
     def reset(self, slots: np.ndarray, resets: Sequence[Reset]) -> Observation:
         """Reset the given slots one by one; see `World.reset`."""
@@ -223,7 +233,7 @@ class VectorWorld:
                 "autoreset_mode=AutoresetMode.DISABLED (or SAME_STEP, for collect only)"
             )
         self.env, self.explicit = env, mode is AutoresetMode.DISABLED
-        self.slots, self.agents = env.num_envs, 1
+        self.slots, self.agents, self.name = env.num_envs, 1, _env_name(env)
         self.roles: Sequence[str] = ("agent",)
         self.bounds = _bounds(env.single_action_space, clip)
         self._dtype, self._copies = dtype, bool(getattr(env, "copy", False))
