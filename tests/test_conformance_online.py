@@ -18,11 +18,13 @@ import torch
 from hierarchy_scripts import Script, obey
 
 from echelon.errors import EchelonError, UsageError
+from echelon.hierarchy.diagnostics import flattened
 from echelon.hierarchy.frozen_stack import Command, FrozenStack
 from echelon.hierarchy.level import Level
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.termination import Every, Never
 from echelon.hierarchy.world import GymWorld, Reset, from_gym
+from echelon.rollout import Rollout
 from echelon.systems import index, launch
 from echelon.systems.online.recipes import SIZES
 from echelon.systems.online.sac import SAC
@@ -149,6 +151,24 @@ def test_a_finished_run_opens_again_and_acts_the_same(cls: type[OnlineAgent], ch
     row = Evaluator(run.load_config(cls, folder)).run(agent, step).row
     last = read_jsonl(folder / "evaluations.jsonl")[-1]
     assert row["returns"] == last["returns"] and row["lengths"] == last["lengths"]
+
+
+def test_the_record_of_an_evaluation_tells_of_every_level(
+    cls: type[OnlineAgent], checked: tuple[Path, Resumed]
+) -> None:
+    rollout = Rollout.load(checked[0] / "rollouts" / "step_000000005")
+    found = rollout.meta["diagnostics"]
+    assert list(found) == list(rollout.levels)
+    for level in rollout.levels[:-1]:
+        numbers = found[level]
+        assert numbers["length"] >= 1 and 0 <= numbers["reached"] <= 1
+        assert sum(x for name, x in numbers.items() if name.startswith("end_")) == pytest.approx(1)
+        if not rollout.decisions[level].action.is_floating_point():
+            assert 0 <= numbers["entropy"] <= 1 and 0 < numbers["coverage"] <= 1
+        if "value" in rollout.decisions[level].values:
+            assert abs(numbers["value_bias"]) <= numbers["value_error"]
+    row = next(row for row in read_jsonl(checked[0] / "metrics.jsonl") if row["kind"] == "eval")
+    assert row.items() >= flattened(found).items()
 
 
 def test_other_seeds_begin_otherwise(cls: type[OnlineAgent]) -> None:

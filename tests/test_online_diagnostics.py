@@ -11,13 +11,8 @@ from test_online import Act, Counting, Option
 from torch import Tensor
 
 from echelon.errors import UsageError
-from echelon.hierarchy.level import Decision
-from echelon.hierarchy.runner import Runner
-from echelon.hierarchy.termination import Every, Until
-from echelon.hierarchy.world import from_gym
-from echelon.rollout import End, Rollout
-from echelon.systems.online.diagnostics import (
-    DecisionTally,
+from echelon.hierarchy.diagnostics import (
+    diagnose,
     ended,
     entropy_share,
     held,
@@ -25,7 +20,14 @@ from echelon.systems.online.diagnostics import (
     reached_rate,
     reason_counts,
     usage,
+    value_errors,
 )
+from echelon.hierarchy.level import Decision
+from echelon.hierarchy.runner import Runner
+from echelon.hierarchy.termination import Every, Until
+from echelon.hierarchy.world import from_gym
+from echelon.rollout import End, Rollout
+from echelon.systems.online.diagnostics import DecisionTally
 
 
 class Seeking(Option):
@@ -109,3 +111,63 @@ def test_entropy_as_a_share() -> None:
     with pytest.raises(UsageError, match="single choice"):
         entropy_share(torch.tensor([3]))
     assert mean_length(10, torch.tensor([2, 0, 0, 0, 0, 0, 0])) == 10 and int(End.OPEN) == 0
+
+
+# ---- values
+
+
+class Guess(Act):
+    """Expects as much as the number of the step, plus a tenth of it for each decision so far."""
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        seen = features["observation"][:, 0]
+        return Decision(super().decide(features, parent, due).action, values={"value": 1 + 0.1 * seen})
+
+
+class Holds(Guess):
+    """The same, at the top and for three steps."""
+
+    name = "option"
+
+    def __init__(self) -> None:
+        self.termination = Every(3)
+
+
+def test_errors_of_values_by_hand() -> None:
+    """Rewards 1, 2, …, 7 and a terminal state; gamma .5; options in steps 0, 3 and 6 expect 1, 1.3, 1.6."""
+    rollout = Runner([Holds(), Act()], from_gym([Counting()])).collect(7)
+    came = [sum(0.5**t * (t + 1 + start) for t in range(7 - start)) for start in (0, 3, 6)]
+    expected = [a - b for a, b in zip(came, (1, 1.3, 1.6), strict=True)]
+    assert value_errors(rollout, "option", 0.5).tolist() == pytest.approx(expected)
+    found = diagnose(rollout, 0.5, {"action": 2})
+    assert found["option"]["value_error"] == pytest.approx(sum(map(abs, expected)) / 3)
+    assert found["option"]["value_bias"] == pytest.approx(-sum(expected) / 3)
+    assert found["action"] == {"entropy": 0, "coverage": 0.5}
+    assert found["option"]["length"] == pytest.approx(7 / 3) and "entropy" not in found["option"]
+    # cut after five steps, the option of step 3 stands for all that would come, and is not judged itself
+    cut = Runner([Holds(), Act()], from_gym([Counting()])).collect(5)
+    assert value_errors(cut, "option", 0.5).tolist() == pytest.approx([1 + 1 + 3 / 4 + 1.3 / 8 - 1])
+
+
+@pytest.mark.parametrize("ticks", [1, 4, 9, 25])
+def test_errors_of_values_against_a_loop(ticks: int) -> None:
+    rollout = Runner([Holds(), Guess()], from_gym([Counting(), Counting(5), Counting(2)])).collect(ticks)
+    for level in ("option", "action"):
+        d, expected = rollout.decisions[level], {}
+        for stream in range(len(rollout.streams)):
+            rows = sorted((d.stream == stream).nonzero()[:, 0].tolist(), key=lambda row: int(d.start[row]))
+            last, over = rows[-1], bool(rollout.streams.terminated[stream])
+            stop = int(d.stop[last]) if over else int(d.start[last])
+            for row in rows if over else rows[:-1]:
+                start = int(d.start[row])
+                came = sum(0.9 ** (i - start) * float(rollout.reward_sum()[i]) for i in range(start, stop))
+                came += 0 if over else 0.9 ** (stop - start) * float(d.values["value"][last])
+                expected[start] = came - float(d.values["value"][row])
+        found = value_errors(rollout, level, 0.9).tolist()
+        assert found == pytest.approx([expected[start] for start in sorted(expected)])
+
+
+def test_every_choice_that_was_made_counts_as_covered() -> None:
+    (rollout,) = record([9])
+    assert diagnose(rollout, 1.0, {"option": 4})["option"]["coverage"] == pytest.approx(3 / 4)
+    assert "value_error" not in diagnose(rollout, 1.0, {})["option"]

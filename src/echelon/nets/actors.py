@@ -22,6 +22,7 @@ class Categorical(nn.Module):
 
     def __init__(self, features: int, hidden: Sequence[int], choices: int, activation: Activation = torch.tanh):
         super().__init__()
+        self.choices = choices
         self.mlp = MLP([features, *hidden, choices], final_scale=1e-4, activation=activation)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from echelon.credit.returns import gae
 from echelon.envs.spaces import Spaces
+from echelon.hierarchy.diagnostics import VALUE
 from echelon.hierarchy.level import Decision, Level
 from echelon.nets.actors import Categorical, Gaussian
 from echelon.rollout import Ragged, Rollout
@@ -53,18 +54,24 @@ class ActorLevel(Level):
     """The bottom level around an actor of `nets.actors`: samples or takes the mode, and notes a critic's value."""
 
     def __init__(
-        self, reader: Reader, actor: Any, explore: bool, critic: nn.Module | None = None, name: str = "action"
+        self,
+        reader: Reader,
+        actor: Any,
+        explore: bool,
+        critic: Callable[[Tensor], Tensor] | None = None,
+        name: str = "action",
     ):
         self.name, self.reader, self.actor, self.explore, self.critic = name, reader, actor, explore, critic
+        self.choices = getattr(actor, "choices", None)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
-        """An action for each stream, its log-probability, and `value` if there is a critic."""
+        """An action for each stream, its log-probability if it is sampled, and `value` if there is a critic [B, 1]."""
         read = self.reader(features)
         parameters = self.actor(read)
+        values = {} if self.critic is None else {VALUE: self.critic(read).squeeze(-1)}
         if not self.explore:
-            return Decision(self.actor.mode(parameters))
+            return Decision(self.actor.mode(parameters), values=values)
         action = self.actor.sample(parameters, self.generator)
-        values = {} if self.critic is None else {"value": self.critic(read).squeeze(-1)}
         return Decision(action, self.actor.log_prob(parameters, action), values)
 
 

@@ -45,6 +45,7 @@ class SkillLevel(Level):
 
     def __init__(self, skills: int, explore: bool):
         self.skills, self.explore, self.termination, self.drawn = skills, explore, Never(), 0
+        self.choices = skills
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """A skill, int64, for each stream."""

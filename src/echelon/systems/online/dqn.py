@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from echelon.credit.options import option_value
 from echelon.envs.spaces import Spaces
+from echelon.hierarchy.diagnostics import VALUE
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.termination import Every, Termination
 from echelon.nets.mlp import MLP
@@ -117,21 +118,23 @@ class QLevel(Level):
         name: str = "action",
         termination: Termination | None = None,
     ):
-        self.name, self.parts, self.reader, self.epsilon = name, parts, reader, epsilon
+        self.name, self.parts, self.reader, self.epsilon, self.choices = name, parts, reader, epsilon, parts.choices
         self.termination = Every(1) if termination is None else termination
 
     def decide(self, features: object, parent: Tensor | None, due: Tensor) -> Decision:
-        """A choice, int64, for each stream."""
+        """A choice, int64, for each stream, and what it is worth."""
         read = self.reader(features)
         if parent is not None:
             read = torch.cat([read, parent.to(read.dtype)], -1)
-        best = self.parts.q(read).argmax(-1)
+        q = self.parts.q(read)
+        best = q.argmax(-1)
         if self.epsilon is None:
-            return Decision(best)
+            return Decision(best, values={VALUE: taken(q, best)})
         rows, device = len(best), best.device
         anything = torch.randint(self.parts.choices, (rows,), generator=self.generator, device=device)
         tried = torch.rand(rows, generator=self.generator, device=device) < self.epsilon()
-        return Decision(torch.where(tried, anything, best))
+        action = torch.where(tried, anything, best)
+        return Decision(action, values={VALUE: taken(q, action)})
 
 
 @dataclass(frozen=True, kw_only=True)

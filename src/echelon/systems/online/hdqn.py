@@ -197,7 +197,7 @@ class Pick(Level):
     name = "goal"
 
     def __init__(self, agent: HDQN, explore: bool):
-        self.agent, self.explore = agent, explore
+        self.agent, self.explore, self.choices = agent, explore, agent.meta.values.shape[1]
         self.termination = Until(self.reached)
 
     def reached(self, features: Any, running: Running) -> Tensor:

@@ -185,7 +185,7 @@ class Call(Level):
     """One depth of the graph: calls a child of the task above and waits for its end; below a primitive, repeats it."""
 
     def __init__(self, agent: MAXQ, name: str, explore: bool):
-        self.agent, self.name, self.explore = agent, name, explore
+        self.agent, self.name, self.explore, self.choices = agent, name, explore, len(agent.tasks.done)
         if name != "action":
             self.termination = Until(self.over)
 

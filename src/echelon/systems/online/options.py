@@ -31,6 +31,7 @@ from echelon.envs.grids import named_model
 from echelon.envs.spaces import Spaces
 from echelon.envs.tables import Model
 from echelon.errors import UsageError
+from echelon.hierarchy.diagnostics import VALUE
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.termination import Running, Until
 from echelon.hierarchy.transitions import Transitions
@@ -220,13 +221,14 @@ class Choose(Level):
 
     def __init__(self, agent: Options, explore: bool):
         self.agent, self.epsilon = agent, agent.config.epsilon if explore else 0.0
-        self.termination = Until(self.stops)
+        self.choices, self.termination = len(agent.given.policy), Until(self.stops)
         if not explore and agent.config.interrupt:
             self.termination = self.termination | Until(self.worse, End.INTERRUPTED)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         q = self.agent.q(features["observation"])
-        return Decision(sampled(torch.where(q > BARRED, q, -torch.inf), self.epsilon, self.generator))
+        option = sampled(torch.where(q > BARRED, q, -torch.inf), self.epsilon, self.generator)
+        return Decision(option, values={VALUE: q.gather(1, option[:, None])[:, 0]})
 
     def stops(self, features: Any, running: Running) -> Tensor:
         """Where the option's own condition holds."""

@@ -25,13 +25,14 @@ from torch import Tensor
 from echelon.claims import Claim
 from echelon.credit.options import continuation_value, ppoc
 from echelon.envs.spaces import Spaces
+from echelon.hierarchy.diagnostics import ended, held
 from echelon.hierarchy.level import Level
 from echelon.losses.surrogate import ppo_clip
 from echelon.nets.actors import Categorical
 from echelon.nets.mlp import MLP
 from echelon.rollout import Begin, Rollout
 from echelon.systems.online.common import ActorLevel, Reader, by_item, minibatches, observed
-from echelon.systems.online.diagnostics import DecisionTally, ended, held
+from echelon.systems.online.diagnostics import DecisionTally
 from echelon.systems.online.dqn import taken
 from echelon.systems.online.flat_ppo import FlatPPO
 from echelon.systems.online.learned_options import OptionActionLevel, OptionActors, Terminations
@@ -78,9 +79,13 @@ class PPOC(OnlineAgent):
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
     def levels(self, explore: bool) -> tuple[Level, ...]:
-        top = ActorLevel(self.read, self.chooser, explore, name="option")
+        top = ActorLevel(self.read, self.chooser, explore, self.worth, name="option")
         top.termination = self.terminations.condition(self.read)
         return top, OptionActionLevel(self.read, self.actors, explore)
+
+    def worth(self, features: Tensor) -> Tensor:
+        """[B, 1]: what may be expected where an option is chosen, Σ_w pi(w|s) V(s, w)."""
+        return (self.chooser(features).softmax(-1) * self.critic(features)).sum(-1, keepdim=True)
 
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Credit of all steps, then minibatches of them, epoch after epoch."""

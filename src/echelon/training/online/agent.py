@@ -59,6 +59,11 @@ class OnlineAgent(LearningAgent):
     def abandon(self) -> None:
         """Forget what belongs to running episodes: a resumed run could not go on with them."""
 
+    @property
+    def gamma(self) -> float:
+        """Discount of an environment step in what its levels note as "value" of their decisions."""
+        return float(getattr(self.config, "gamma", 1.0))
+
     def facts(self, rollout: Rollout) -> Mapping[str, float] | Metrics:
         """What an iteration's record shows of the hierarchy, for the metrics."""
         return {}
