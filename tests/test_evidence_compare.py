@@ -112,3 +112,72 @@ def test_systems_are_trained_with_one_budget_then_compared(bench: Bench) -> None
     assert len(bench.calls()) == 4
     with pytest.raises(UsageError, match=r"unknown field of ota's configuration 'update'; did you mean updates"):
         compare.compare(["ota"], ENVS[:1], changes={"update": 3})
+
+
+# ---- returns, where no success is told
+
+
+def write_online(folder: Path, system: str, env: str, seed: int, returns: list[float], **config: object) -> None:
+    """A run's files: four evaluations, the n-th with these returns plus n, of which the last three count."""
+    folder.mkdir(parents=True)
+    fields = {"env": env, "seed": seed, "slots": 2, "ticks": 5, **config}
+    (folder / "config.json").write_text(json.dumps({"system": system, "config": fields}))
+    rows = [
+        {
+            "step": 10 * n,
+            "success": None,
+            "return": sum(returns) / len(returns) + n,
+            "tasks": {},
+            "returns": {env: [value + n for value in returns]},
+        }
+        for n in range(4)
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def returns(tmp_path: Path) -> Path:
+    for env, scale in (("Pendulum-v1", -100), ("CartPole-v1", 1)):
+        for seed in (0, 1, 2):
+            write_online(tmp_path / "sac" / env / f"seed-{seed}", "sac", env, seed, [scale * (5.0 + seed), scale * 7])
+            write_online(tmp_path / "td3" / env / f"seed-{seed}", "td3", env, seed, [scale * (4.0 + seed), scale * 6])
+    return tmp_path
+
+
+def test_returns_are_compared_where_no_success_is_told(returns: Path) -> None:
+    comparison = compare.of_runs([returns / "sac" / "Pendulum-v1", returns / "td3" / "Pendulum-v1"])
+    assert comparison.unit == compare.RETURN == compare.document(comparison)["unit"]
+    cell = comparison.cells["sac", "Pendulum-v1"]
+    assert cell.scores.shape == (3, 1, 2)
+    assert cell.scores[1, 0].tolist() == [-600 + 2, -700 + 2]  # the mean of the last three adds (1 + 2 + 3) / 3
+    assert cell.mean.value == pytest.approx(-650 + 2) and cell.mean.low < cell.mean.value < cell.mean.high
+    header, rows = compare.table(comparison)
+    assert header == ("system", "Pendulum-v1, return", "difference to first", "P(better than first)")
+    assert rows[0][1].startswith("-648 [") and rows[0][1].endswith("n=3")
+    assert rows[1][-2:] == ("+100", "0.94")  # of nine pairs eight are better and one is as good: (8 + 1/2) / 9
+
+
+def test_returns_of_several_environments_are_not_averaged(returns: Path) -> None:
+    comparison = compare.of_runs([returns])
+    header, rows = compare.table(comparison)
+    assert set(header[1:3]) == {"CartPole-v1, return", "Pendulum-v1, return"}
+    assert rows[1][0] == "td3" and rows[1][3:5] == ("–", "–")
+    assert float(rows[1][5]) == pytest.approx(0.5, abs=0.01), "better in the one as often as worse in the other"
+    document = json.loads(json.dumps(compare.document(comparison)))
+    assert document["systems"]["td3"]["iqm"] is None
+    assert document["systems"]["td3"]["against_first"]["difference"] is None
+
+
+def test_curves_of_returns_go_over_environment_steps(returns: Path) -> None:
+    text = compare.svg(compare.of_runs([returns / "sac" / "Pendulum-v1"]))
+    ElementTree.fromstring(text)
+    assert "environment steps" in text and ">return</text>" in text and "at 300</title>" in text
+
+
+def test_one_table_has_one_unit(runs: Path, returns: Path) -> None:
+    with pytest.raises(UsageError, match=r"one unit: .*gcbc.* tells success, .*sac.*\(.*-v1\) returns alone"):
+        compare.of_runs([runs / f"gcbc-{ENVS[0]}", returns / "sac"])
+    file = returns / "sac" / "Pendulum-v1" / "seed-0" / "evaluations.jsonl"
+    file.write_text(json.dumps({"step": 1, "success": None, "tasks": {}}) + "\n")
+    with pytest.raises(UsageError, match="seed-0: its evaluations tell neither success nor return"):
+        compare.of_runs([returns / "sac"])

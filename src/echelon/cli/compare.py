@@ -18,8 +18,8 @@ from echelon.errors import UsageError
 class Compare:
     """Compare systems (trained with the same budget, as far as that is not done yet) or folders of runs.
 
-    Shows mean success with its 95 % interval by data set, the interquartile mean over all, the difference to the first
-    and the probability of being better than the first.
+    Shows mean success (or return, where no success is told) with its 95 % interval by data set, the interquartile mean
+    over all, the difference to the first and the probability of being better than the first.
     """
 
     what: Positional[Annotated[tuple[str, ...], arg(metavar="SYSTEM|DIR")]]

@@ -28,7 +28,7 @@ class Evaluate:
 
 
 def run(args: list[str]) -> int:
-    """Evaluate and print success by task."""
+    """Evaluate and print success by task, or returns where no success is told."""
     options = parse(Evaluate, args, "eval")
     if options.episodes < 1:
         raise UsageError(f"--episodes {options.episodes}: at least one is needed")
@@ -39,8 +39,12 @@ def run(args: list[str]) -> int:
     if options.json:
         show.as_json({"run": str(options.run), **row})
         return 0
-    cells = [(name, f"{sum(x)}/{len(x)}", show.number(100 * sum(x) / len(x))) for name, x in row["tasks"].items()]
-    cells.append(("all", "", show.number(100 * row["success"])))
-    print(show.table(("task", "episodes", "success %"), cells))
+    if row["success"] is None:
+        found = [(name, str(len(x)), show.number(sum(x) / len(x))) for name, x in row["returns"].items()]
+        print(show.table(("task", "episodes", "return"), found))
+    else:
+        cells = [(name, f"{sum(x)}/{len(x)}", show.number(100 * sum(x) / len(x))) for name, x in row["tasks"].items()]
+        cells.append(("all", "", show.number(100 * row["success"])))
+        print(show.table(("task", "episodes", "success %"), cells))
     print(f"checkpoint of step {row['step']}, {row['seconds']:.1f} s")
     return 0
