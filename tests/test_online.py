@@ -16,7 +16,6 @@ from torch import Tensor
 
 from echelon.data.replay import LEFT, Replay, WholeEpisodes
 from echelon.errors import DataError, UsageError
-from echelon.evidence import compare
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.termination import Every, Never
@@ -210,12 +209,6 @@ def test_a_run_that_cannot_be_restored_says_so(tmp_path: Path, monkeypatch: pyte
     assert [row["kind"] for row in rows].count("resumed") == 1
     episodes = [json.loads(line)["episode"] for line in (tmp_path / "cut" / "episodes.jsonl").read_text().splitlines()]
     assert len(episodes) == len(set(episodes))
-
-
-def test_a_comparison_asks_for_success(tmp_path: Path) -> None:
-    run.train(FlatPPO, small(updates=2), tmp_path / "run", device="cpu", threads=1, say=lambda line: None)
-    with pytest.raises(UsageError, match="CartPole-v1 tells no success"):
-        compare.of_runs([tmp_path / "run"])
 
 
 def test_unknown_environment() -> None:
