@@ -35,12 +35,25 @@ def test_goals_are_read_by_name() -> None:
     assert world_spaces("FetchReach-v4").size(*GOALS) == 16
 
 
-@pytest.mark.parametrize("name", ["PointMaze_UMaze-v3", "FetchReach-v4", "FetchPush-v4"])
+def test_goals_of_several_tasks_are_joined_by_name() -> None:
+    """The kitchen's goals are dicts; tasks in the order of their names, as the space has them."""
+    spaces = world_spaces("FrankaKitchen-v1")
+    assert {name: spaces.observation[name] for name in GOALS} == {GOALS[0]: (59,), GOALS[1]: (17,), GOALS[2]: (17,)}
+    env = make_env("FrankaKitchen-v1")
+    seen, _ = env.reset(seed=0)
+    base = env.unwrapped
+    assert seen["desired_goal"].tolist() == [x for name in sorted(base.goal) for x in base.goal[name].tolist()]
+    assert env.observation_space.contains(seen)
+
+
+@pytest.mark.parametrize(
+    "name", ["PointMaze_UMaze-v3", "AntMaze_UMaze-v5", "FetchReach-v4", "FetchPush-v4", "FrankaKitchen-v1"]
+)
 def test_a_restored_task_goes_on_bit_for_bit(name: str) -> None:
     """Through a wall's contact or a push; with the same goal, time left, and later episodes."""
     first, second = make_env(name, 30), make_env(name, 30)
     draw = np.random.default_rng(3)
-    actions = np.sign(draw.uniform(-1, 1, (40, *first.action_space.shape))).astype(np.float32).repeat(2, 0)
+    actions = np.sign(draw.uniform(-1, 1, (20, *first.action_space.shape))).astype(np.float32).repeat(2, 0)
     first.reset(seed=11)
     for action in actions[:17]:
         first.step(action)
@@ -60,13 +73,25 @@ def test_a_restored_task_goes_on_bit_for_bit(name: str) -> None:
             assert all(one[0][goal].tobytes() == other[0][goal].tobytes() for goal in GOALS)
 
 
+def test_tasks_done_in_the_kitchen_are_restored() -> None:
+    first, second = make_env("FrankaKitchen-v1"), make_env("FrankaKitchen-v1")
+    for env in (first, second):
+        env.reset(seed=3)
+    first.unwrapped.tasks_to_complete -= {"kettle", "microwave"}
+    first.unwrapped.episode_task_completions += ["microwave", "kettle"]
+    tensors, plain = checkpoint.flatten(state_of(first), "state")
+    set_state(second, checkpoint.unflatten(tensors, plain))
+    assert second.unwrapped.tasks_to_complete == first.unwrapped.tasks_to_complete
+    assert second.unwrapped.episode_task_completions == ["microwave", "kettle"]
+
+
 def test_what_is_not_known_says_so() -> None:
-    ant, point = make_env("AntMaze_UMaze-v5"), make_env("PointMaze_UMaze-v3")
-    for env in (ant, point):
+    hand, point = make_env("AdroitHandDoor-v1"), make_env("PointMaze_UMaze-v3")
+    for env in (hand, point):
         env.reset(seed=0)
-    assert state_of(ant) is None
+    assert state_of(hand) is None
     state = state_of(point)
     assert state is not None
     with pytest.raises(DataError, match="PointMazeEnv"):
         set_state(gymnasium.make("CartPole-v1"), state)
-    assert make_world("AntMaze_UMaze-v5", 1).state_dict() is None
+    assert make_world("AdroitHandDoor-v1", 1).state_dict() is None

@@ -1,8 +1,8 @@
 """The state of gymnasium environments as plain data, to go on from in the middle of an episode.
 
-Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), the point mazes and Fetch tasks of
-gymnasium-robotics, classic control, wrappers that count steps. What is not known cannot be restored, and `state_of`
-says so by None: a run then goes on at an episode's start.
+Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), the mazes, the Fetch tasks and the
+kitchen of gymnasium-robotics, MiniGrid, classic control, wrappers that count steps. What is not known cannot be
+restored, and `state_of` says so by None: a run then goes on at an episode's start.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from echelon.envs.minigrid import is_level, level_state, set_level
 from echelon.errors import DataError
 
 CLASSIC = {
@@ -26,21 +27,29 @@ CLASSIC = {
 """Class of gymnasium's classic control -> what it remembers."""
 COUNTERS = ("_elapsed_steps", "_has_reset")
 """What wrappers remember. Checkers of spaces have flags that change no number."""
-STATELESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit")
+STATELESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "Symbolic", "Joined")
 ROBOTICS = {
     "PointMazeEnv": ("goal", "reset_pos"),
+    "AntMazeEnv": ("goal", "reset_pos"),
+    "KitchenEnv": ("tasks_to_complete", "step_task_completions", "episode_task_completions"),
     "MujocoFetchReachEnv": ("goal",),
     "MujocoFetchPushEnv": ("goal",),
     "MujocoFetchSlideEnv": ("goal",),
     "MujocoFetchPickAndPlaceEnv": ("goal",),
 }
 """Class of gymnasium-robotics -> what it remembers beside its simulator."""
+BODIES = {
+    "PointMazeEnv": ("point_env", ()),
+    "AntMazeEnv": ("ant_env", ()),
+    "KitchenEnv": ("robot_env", ("_last_robot_qpos",)),
+}
+"""Class of gymnasium-robotics -> the environment inside that moves its body, and what that remembers."""
 
 
 def state_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     """Where `env` stands: plain data and tensors; None if its class is not known here."""
     base = env.unwrapped
-    inner = _robot(base) if _is_robotics(base) else _simulator(base) if _is_mujoco(base) else _remembered(base)
+    inner = _inner(base)
     if inner is None or any(type(wrapper).__name__ not in STATELESS for wrapper in _wrappers(env)):
         return None
     counters = [{name: getattr(w, name) for name in COUNTERS if hasattr(w, name)} for w in _wrappers(env)]
@@ -57,6 +66,8 @@ def set_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
         _set_robot(base, state["inner"])
     elif _is_mujoco(base):
         _set_simulator(base, state["inner"])
+    elif is_level(base):
+        set_level(base, state["inner"])
     else:
         for name, value in state["inner"].items():
             setattr(base, name, value.numpy().copy() if isinstance(value, torch.Tensor) else value)
@@ -72,6 +83,15 @@ def _wrappers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]
         env = env.env
 
 
+def _inner(base: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
+    """What is inside of all wrappers."""
+    if _is_robotics(base):
+        return _robot(base)
+    if _is_mujoco(base):
+        return _simulator(base)
+    return level_state(base) if is_level(base) else _remembered(base)
+
+
 def _remembered(base: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     names = CLASSIC.get(type(base).__name__)
     if names is None or not type(base).__module__.startswith("gymnasium."):
@@ -80,9 +100,11 @@ def _remembered(base: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
 
 
 def _kept(value: Any) -> Any:
-    """Arrays as tensors of their own type, numbers as they are."""
+    """Arrays as tensors of their own type, names as lists, numbers as they are."""
     if isinstance(value, np.ndarray | tuple):
         return torch.from_numpy(np.array(value))
+    if isinstance(value, set | list):
+        return sorted(value) if isinstance(value, set) else list(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -95,21 +117,28 @@ def _is_robotics(base: gymnasium.Env[Any, Any]) -> bool:
 
 
 def _robot(base: Any) -> dict[str, Any]:
-    """What a goal-directed task remembers, its simulator, and the generator of the body inside, where there is one."""
-    body = getattr(base, "point_env", None)
+    """What a goal-directed task remembers, its simulator, and the body inside, where there is one."""
+    name = type(base).__name__
+    inside, remembers = BODIES.get(name, ("", ()))
+    body = getattr(base, inside, None)
     return {
         "simulator": _simulator(base),
-        "remembered": {name: _kept(getattr(base, name)) for name in ROBOTICS[type(base).__name__]},
+        "remembered": {name: _kept(getattr(base, name)) for name in ROBOTICS[name]},
+        "body": {name: _kept(getattr(body, name)) for name in remembers},
         "random": None if body is None else _plain(body.np_random.bit_generator.state),
     }
 
 
 def _set_robot(base: Any, state: dict[str, Any]) -> None:
-    for name, value in state["remembered"].items():
-        setattr(base, name, value.numpy().copy())
+    body = getattr(base, BODIES.get(type(base).__name__, ("", ()))[0], None)
+    for owner, kept in ((base, state["remembered"]), (body, state.get("body", {}))):
+        for name, value in kept.items():
+            array = isinstance(value, torch.Tensor)
+            setattr(owner, name, value.numpy().copy() if array else type(getattr(owner, name))(value))
     _set_simulator(base, state["simulator"])
-    if state["random"] is not None:
-        base.point_env.np_random.bit_generator.state = state["random"]
+    if body is not None:
+        body.np_random.bit_generator.state = state["random"]
+    if hasattr(base, "update_target_site_pos"):
         base.update_target_site_pos()  # what a picture shows
 
 

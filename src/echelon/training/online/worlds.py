@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from contextlib import redirect_stderr
@@ -10,12 +11,27 @@ from typing import Any
 import gymnasium
 
 from echelon.envs.grids import named_world
+from echelon.envs.joined import Joined, has_inner_dicts
+from echelon.envs.minigrid import Symbolic
 from echelon.envs.spaces import Spaces, spaces_of
 from echelon.errors import MissingExtra, UsageError
 from echelon.hierarchy.world import World, from_gym, from_vector
 
-ROBOTICS = ("PointMaze_", "AntMaze_", "Fetch", "HandReach", "HandManipulate", "AdroitHand", "FrankaKitchen")
-"""How names of environments from gymnasium-robotics begin: goal-directed tasks, seen as dicts with two goals."""
+PACKAGES = {
+    "minigrid": ("MiniGrid-",),
+    "gymnasium_robotics": (
+        "PointMaze_",
+        "AntMaze_",
+        "Fetch",
+        "HandReach",
+        "HandManipulate",
+        "AdroitHand",
+        "FrankaKitchen",
+    ),
+}
+"""Package -> how names of its environments begin. MiniGrid is seen as vectors, robots' tasks as dicts of goals."""
+EXTRA = "control"
+"""The extra with which these packages come."""
 
 
 def make_world(name: str, slots: int, limit: int | None = None) -> World:
@@ -27,13 +43,19 @@ def make_world(name: str, slots: int, limit: int | None = None) -> World:
 
 
 def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
-    """One gymnasium environment, or one of gymnasium-robotics."""
-    if name.startswith(ROBOTICS):
-        _register_robotics(name)
+    """One gymnasium environment, of gymnasium itself or of a package in `PACKAGES`."""
+    package = next((package for package, begins in PACKAGES.items() if name.startswith(begins)), None)
+    if package is not None:
+        _register(package, name)
+    checked = {"disable_env_checker": True} if name.startswith("FrankaKitchen") else {}  # its goals are one object
     try:
-        return gymnasium.make(name, max_episode_steps=limit)
-    except gymnasium.error.Error as error:
-        raise UsageError(f"environment '{name}': {error}") from error
+        env = gymnasium.make(name, max_episode_steps=limit, **checked)
+    except Exception as error:  # whatever an environment raises, its name belongs in the message
+        what = error if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: {error}"
+        raise UsageError(f"environment '{name}': {what}") from error
+    if package == "minigrid":
+        return Symbolic(env)
+    return Joined(env) if has_inner_dicts(env.observation_space) else env
 
 
 def world_spaces(name: str) -> Spaces:
@@ -48,14 +70,14 @@ def world_spaces(name: str) -> Spaces:
         env.close()
 
 
-def _register_robotics(name: str) -> None:
-    """Make the names of gymnasium-robotics known. MissingExtra without that package."""
+def _register(package: str, name: str) -> None:
+    """Make the names of a package known. MissingExtra without it."""
     if name in gymnasium.registry:
         return
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # it tells of a missing display
-            import gymnasium_robotics
+            warnings.simplefilter("ignore")  # one of them tells of a missing display
+            module = importlib.import_module(package)
     except ImportError:
-        raise MissingExtra("gymnasium-robotics", "control") from None
-    gymnasium.register_envs(gymnasium_robotics)
+        raise MissingExtra(package.replace("_", "-"), EXTRA) from None
+    gymnasium.register_envs(module)
