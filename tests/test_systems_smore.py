@@ -235,6 +235,33 @@ def test_temperature_0_clones():
     assert float(metrics["actor/effective_share"]) == 1 and float(mean.detach().abs().max()) < 1
 
 
+def test_networks_may_see_observations_and_goals_by_the_moments_of_offline_rows():
+    """The same losses as without, of rows normalised by hand; positions and goals in play as in a batch."""
+    plain, agent, batch = agent_of(), agent_of(normalize=True), mixed_batch()
+    agent.load_state_dict(plain.state_dict(), strict=False)
+    pairs = torch.cat([batch["observations"][:B], batch["goals"][:B]], -1)
+    mean, std = pairs.mean(0), pairs.std(0, correction=0).clamp(min=1e-2)
+    o = batch["observations"].shape[-1]
+    by_hand = dict(batch)
+    for name, part in (("observations", slice(o)), ("next_observations", slice(o)), ("goals", slice(o, None))):
+        by_hand[name] = ((batch[name] - mean[part]) / std[part]).clamp(-5, 5)
+    one, two = agent.prepare(batch), plain.prepare(by_hand)
+    for name in ("value_loss", "actor_loss", "critic_loss"):
+        torch.testing.assert_close(getattr(agent, name)(one)[0], getattr(plain, name)(two)[0], rtol=1e-9, atol=1e-9)
+    s, g = batch["observations"][:3], batch["goals"][:3]
+    torch.testing.assert_close(
+        agent.value_functions(s, g)["V"],
+        plain.value_functions(by_hand["observations"][:3], by_hand["goals"][:3])["V"],
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    (level,), (other,) = agent.levels(), plain.levels()
+    seen = {"observation": by_hand["observations"][:3], "goal": by_hand["goals"][:3]}
+    expected = other.decide(seen, None, torch.ones(3, dtype=torch.bool)).action
+    found = level.decide({"observation": s, "goal": g}, None, torch.ones(3, dtype=torch.bool)).action
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_effective_share():
     assert float(smore.effective_share(t(0.3, 0.3, 0.3), 3)) == pytest.approx(1)
     assert float(smore.effective_share(t(0, 0, 0, -200), 3)) == pytest.approx(0.75)

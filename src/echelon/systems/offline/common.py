@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Decision, Level
-from echelon.nets.goal import GaussianPolicy
 from echelon.training.config import Config
 
 
@@ -78,7 +77,7 @@ class GoalLevel(Level):
 
     name = "policy"
 
-    def __init__(self, actor: GaussianPolicy):
+    def __init__(self, actor: Callable[[Tensor, Tensor], Tensor]):
         self.actor = actor
 
     def decide(self, features: Mapping[str, Tensor], parent: Tensor | None, due: Tensor) -> Decision:

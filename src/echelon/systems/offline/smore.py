@@ -45,6 +45,7 @@ from echelon.data.hindsight import HindsightSpec, Stride, by_source
 from echelon.hierarchy.level import Level
 from echelon.losses.policy import awr_loss, awr_weight
 from echelon.losses.value import expectile_loss
+from echelon.nets.entities import EntityNorm
 from echelon.nets.goal import GaussianPolicy, GoalValue
 from echelon.nets.mlp import EnsembleMLP
 from echelon.systems.offline.common import GoalLevel
@@ -88,6 +89,9 @@ class SMOReConfig(Config):
     """Share of goals reached later in the episode; the rest are the goals that the data were collected for."""
     goal_radius: float = 0.05
     """Distance within which a goal of the data counts as reached (Fetch: 5 cm)."""
+    normalize: bool = False
+    """Networks see (x - mean) / std of observations and goals, by running moments of the offline rows, clipped to +-5;
+    released: x as it is, where a few centimetres between goals tell next to nothing."""
     stride: Stride = "episode"
     """released: its sampler, which reads the k-th episode k places too early."""
 
@@ -177,7 +181,9 @@ class SMORe(Agent):
     def __init__(self, config: SMOReConfig, spec: DataSpec):
         super().__init__()
         self.config, self.goal_dim = config, spec.goal_dim
-        pair = spec.observation_dim + (spec.goal_dim or spec.observation_dim)
+        self.sizes = (spec.observation_dim, spec.goal_dim or spec.observation_dim)
+        pair = sum(self.sizes)
+        self.norm = EntityNorm([(1, pair)]) if config.normalize else None
         self.value = GoalValue(pair, config.value_hidden, members=1)
         self.critic = EnsembleMLP(2, [pair + spec.action_dim, *config.value_hidden, 1])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -186,8 +192,24 @@ class SMORe(Agent):
     def prepare(self, batch: Batch) -> Batch:
         """The offline rows, with the `scores` [B] of the target critics; the entering rows, as `entering_...`."""
         offline, entering = by_source(batch, 2)
+        if self.norm is not None:
+            self.norm.update(torch.cat([offline["observations"], offline["goals"]], -1))
+        offline, entering = self.normalized(offline), self.normalized(entering)
         entering = {f"entering_{name}": column for name, column in entering.items()}
         return offline | entering | {"scores": scores(self.target_critic, offline).amin(0)}
+
+    def normalized(self, rows: Batch) -> Batch:
+        """`rows` as the networks see them."""
+        following, _ = self.seen(rows["next_observations"], rows["goals"])
+        s, g = self.seen(rows["observations"], rows["goals"])
+        return {**rows, "observations": s, "next_observations": following, "goals": g}
+
+    def seen(self, observation: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """s [..., O] and g [..., G] as the networks see them."""
+        if self.norm is None:
+            return observation, goal
+        s, g = self.norm(torch.cat([observation, goal], -1)).split(self.sizes, -1)
+        return s, g
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Expectile regression of V(s, g) towards the lower target score of the data's action."""
@@ -244,10 +266,10 @@ class SMORe(Agent):
         torch._foreach_lerp_(targets, sources, self.config.target_rate)
 
     def levels(self) -> tuple[Level, ...]:
-        return (GoalLevel(self.actor),)
+        return (GoalLevel(lambda s, g: self.actor(*self.seen(s, g))),)
 
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
-        return {"V": self.value(observation, goal)[0]}
+        return {"V": self.value(*self.seen(observation, goal))[0]}
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
