@@ -1,6 +1,6 @@
 """Run every benchmark, each in a process of its own, and print one report.
 
-python -m benchmarks [update offline_update processes runner spans credit sampling language_step]
+python -m benchmarks [update offline_update processes runner worlds spans credit sampling language_step]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-NAMES = ("update", "offline_update", "processes", "runner", "spans", "credit", "sampling", "language_step")
+NAMES = ("update", "offline_update", "processes", "runner", "worlds", "spans", "credit", "sampling", "language_step")
 
 
 def main(names: list[str]) -> int:
