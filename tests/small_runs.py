@@ -22,11 +22,11 @@ from torch import Tensor
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store, write_store
 from echelon.training import checkpoint, evaluation, offline
-from echelon.training.agent import Agent, DataSpec
+from echelon.training.agent import Agent, DataSpec, build_agent
 from echelon.training.config import Config
 from echelon.training.evaluation import Evaluator
 from echelon.training.metrics import read_jsonl
-from echelon.training.offline import OfflineRun, build_agent
+from echelon.training.offline import OfflineRun
 from echelon.training.runtime import choose
 
 SPEC = DataSpec(observation_dim=3, action_dim=2)

@@ -12,9 +12,9 @@ pytest.importorskip("gymnasium_robotics")
 from echelon.systems import index, launch
 from echelon.systems.online import hac, hiro
 from echelon.systems.online.recipes import SIZES
+from echelon.training.agent import build_agent
 from echelon.training.config import from_json, to_json
 from echelon.training.online.agent import OnlineAgent
-from echelon.training.online.loop import build_agent
 from echelon.training.online.worlds import world_spaces
 
 SAME = ("env", "slots", "ticks", "updates", "limit", "random_steps", "gradient_ratio", "eval_every", "eval_episodes")

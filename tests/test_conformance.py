@@ -24,9 +24,9 @@ from echelon.hierarchy.level import Level
 from echelon.systems import index, launch
 from echelon.systems.offline.recipes import SIZES
 from echelon.training import checkpoint, run
-from echelon.training.agent import Agent, Batch, Learner
+from echelon.training.agent import Agent, Batch, Learner, build_agent, load_weights
 from echelon.training.config import Config, from_json, to_json
-from echelon.training.offline import OfflineRun, build_agent, load_weights
+from echelon.training.offline import OfflineRun
 
 SYSTEMS = [name for name in index.names() if issubclass(index.load(name), Agent)]
 ENVIRONMENTS = (

@@ -20,8 +20,8 @@ from echelon.rollout import End, Rollout
 from echelon.spans import Spans
 from echelon.systems.online.common import observed
 from echelon.systems.online.hac import HAC, by_goal
+from echelon.training.agent import build_agent
 from echelon.training.metrics import read_jsonl
-from echelon.training.online.loop import build_agent
 from echelon.training.online.worlds import make_world, world_spaces
 
 MAZE = "PointMaze_UMaze-v3"

@@ -17,8 +17,8 @@ from echelon.envs.spaces import Spaces
 from echelon.errors import UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.systems.online.hiro import HIRO
+from echelon.training.agent import build_agent
 from echelon.training.metrics import read_jsonl
-from echelon.training.online.loop import build_agent
 from echelon.training.online.worlds import make_world, world_spaces
 
 MAZE = "PointMaze_UMaze-v3"

@@ -23,9 +23,9 @@ from echelon.systems.online.learned_options import OptionActors
 from echelon.systems.online.option_critic import FRESH, OptionCritic
 from echelon.systems.online.ppoc import PPOC, whitened
 from echelon.systems.online.rooms import steps_after_move, steps_with_options
+from echelon.training.agent import build_agent
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
-from echelon.training.online.loop import build_agent
 from echelon.training.online.play import Evaluator
 from echelon.training.online.worlds import world_spaces
 

@@ -26,7 +26,7 @@ from echelon.systems.online.maxq import MAXQ
 from echelon.systems.online.options import Options
 from echelon.systems.online.tables import Table, sampled
 from echelon.training import run
-from echelon.training.online.loop import build_agent
+from echelon.training.agent import build_agent
 from echelon.training.online.worlds import make_world, world_spaces
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from echelon.errors import CheckpointError
 from echelon.hierarchy.level import Level
 from echelon.training import checkpoint
-from echelon.training.config import Config
+from echelon.training.config import Config, RunConfig
 from echelon.training.runtime import Runtime
 from echelon.training.trainer import Trainable, Trainer
 
@@ -79,6 +79,9 @@ class LearningAgent(nn.Module, Trainable, ABC):
 
     def commit(self, aux: Metrics) -> None:
         """Change state outside the optimisers (queues, multipliers, counters) after the step's last update."""
+
+
+A = TypeVar("A", bound=LearningAgent)
 
 
 class Agent(LearningAgent):
@@ -158,6 +161,13 @@ class Learner:
         """Restore what `state_dict` returned."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
+
+
+def build_agent(cls: type[A], config: RunConfig, sizes: Any) -> A:
+    """Build the networks for the sizes of data or a world, with initial weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return cls(config, sizes)
 
 
 def load_weights(agent: LearningAgent, found: checkpoint.Checkpoint) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -93,6 +93,11 @@ class Evaluator:
             "load": round(os.getloadavg()[0], 2),
         }
         return Evaluation(row, rollout)
+
+
+def means(row: Mapping[str, Any]) -> dict[str, float]:
+    """The mean success of an evaluation, over all and by task, named as metrics."""
+    return {"success": row["success"], **{f"success/{name}": sum(x) / len(x) for name, x in row["tasks"].items()}}
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

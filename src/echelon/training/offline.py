@@ -1,4 +1,4 @@
-"""The offline training loop: batches, updates, metrics, evaluations, checkpoints; resumable at any step."""
+"""Offline training: batches from a data set, evaluation on test tasks, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from echelon.data.hindsight import goal_dim
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store
 from echelon.envs.ensure import ensure
 from echelon.errors import DataError
 from echelon.training import checkpoint
-from echelon.training.agent import Agent, DataSpec, Learner, Metrics, load_weights
+from echelon.training.agent import Agent, DataSpec, Learner, build_agent, load_weights
 from echelon.training.config import Config
-from echelon.training.evaluation import Evaluator, score
-from echelon.training.interrupt import Interrupt
-from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
-from echelon.training.progress import Progress
+from echelon.training.evaluation import Evaluator, means, score
+from echelon.training.progress import format_numbers
 from echelon.training.runtime import Runtime
 from echelon.training.seeding import random_states, restore_random_states
-from echelon.training.trainer import Say, Trainer
+from echelon.training.trainer import Examined, Numbers, Say, Trainer
 
 DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "transitions")
 
@@ -36,7 +31,7 @@ DATA_FACTS = ("name", "recipe", "regenerated", "source", "seed", "episodes", "tr
 class OfflineRun(Trainer):
     """Training from a data set, evaluation on the test tasks of its environment."""
 
-    REPLAYED: ClassVar[int] = 32
+    SHOWN: ClassVar[str] = "loss/.*"
 
     directory: Path
     config: Config
@@ -132,63 +127,16 @@ class OfflineRun(Trainer):
         )
         self.step, self.train_s = found.step, found.state["train_s"]
 
-    def train(self, tensorboard: bool = False) -> bool:
-        """Train to the end of the budget; False if a signal asked to stop (the state is saved then)."""
-        c = self.config
-        evaluations = JsonLines(self.directory / "evaluations.jsonl")
-        label = f"{c.system} on {c.env}, seed {c.seed}"
-        with (
-            Interrupt() as interrupt,
-            MetricsWriter(self.directory, tensorboard) as metrics,
-            Progress(c.updates, label, start=self.step) as progress,
-        ):
-            metrics.truncate_after(self.step)
-            self.evaluations = evaluations.truncate_after(self.step)
-            while self.step < c.updates:
-                self.step += 1
-                started = time.perf_counter()
-                values = self.learner.step(self.step, self.source.next())
-                self.train_s += time.perf_counter() - started
-                if self._due(c.log_every):
-                    self._log(metrics, progress, values)
-                if self._due(c.eval_every):
-                    check_finite(self.step, as_floats(values))
-                    progress.note("evaluating")
-                    self._evaluate(metrics, evaluations, progress)
-                    progress.note("")
-                stop = interrupt.requested  # asked once: a signal from here on comes after the next update
-                if self._due(c.checkpoint_every) or stop:
-                    check_finite(self.step, as_floats(values))
-                    metrics.flush()
-                    evaluations.flush()
-                    self.save()
-                progress.update(self.step)
-                if stop:
-                    break
-        evaluations.close()
-        return self.step >= c.updates
+    def iterate(self) -> Numbers:
+        """All updates, on the next batch."""
+        started = time.perf_counter()
+        values = self.learner.step(self.step, self.source.next())
+        self.train_s += time.perf_counter() - started
+        return {"updates_per_s": self.step / max(self.train_s, 1e-9), **values}
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.updates
-
-    def _log(self, metrics: MetricsWriter, progress: Progress, values: Metrics) -> None:
-        rate: dict[str, float | Tensor] = {"updates_per_s": self.step / max(self.train_s, 1e-9)}
-        numbers = metrics.write(self.step, "train", rate | values)
-        progress.update(self.step, {k: v for k, v in numbers.items() if k.startswith("loss/")})
-
-    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
+    def examine(self) -> Examined:
+        """Success on the test tasks."""
         row, rollout = self.evaluator.run(self.agent, self.step)
         rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
-        evaluations.append(row)
-        self.evaluations.append(row)
-        means = {f"success/{name}": sum(x) / len(x) for name, x in row["tasks"].items()}
-        metrics.write(self.step, "eval", {"success": row["success"], **means})
-        progress.print(f"step {self.step}: success {row['success']:.2f}  "
-                       + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
-
-
-def build_agent(cls: type[Agent], config: Config, spec: DataSpec) -> Agent:
-    """Build the networks for the data's sizes, with initial weights that depend on the configuration's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return cls(config, spec)
+        found = means(row)
+        return Examined(row, found, format_numbers(found, ".2f"))

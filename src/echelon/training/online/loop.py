@@ -21,24 +21,23 @@ from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import Restorable
 from echelon.rollout import Rollout
 from echelon.training import checkpoint
-from echelon.training.agent import Batch, Learner, Metrics, load_weights
-from echelon.training.interrupt import Interrupt
-from echelon.training.metrics import JsonLines, MetricsWriter, as_floats, check_finite
+from echelon.training.agent import Batch, Learner, Metrics, build_agent, load_weights
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
 from echelon.training.online.play import SUCCESS, Evaluator, episode_rows, score
 from echelon.training.online.worlds import make_world, world_spaces
-from echelon.training.progress import Progress
+from echelon.training.progress import format_numbers
 from echelon.training.runtime import Runtime
 from echelon.training.seeding import random_states, restore_random_states
-from echelon.training.trainer import Say, Trainer
+from echelon.training.trainer import Examined, Numbers, Say, Trainer
 
 
 @dataclass
 class OnlineRun(Trainer):
     """One run of a system in an environment."""
 
-    REPLAYED: ClassVar[int] = 32
+    FILES: ClassVar[tuple[str, ...]] = ("evaluations", "episodes")
+    SHOWN: ClassVar[str] = "return|length|steps_per_s"
 
     directory: Path
     config: OnlineConfig
@@ -157,54 +156,30 @@ class OnlineRun(Trainer):
 
     # ---- training
 
-    def train(self, tensorboard: bool = False) -> bool:
-        """Train to the end of the budget; False if a signal asked to stop (the state is saved then)."""
+    def begin(self) -> None:
+        """As in any run; say so where it goes on with new episodes."""
+        super().begin()
+        if self.abandoned:
+            self.progress.print(
+                "the environment's state cannot be kept: running episodes were abandoned, new ones begin"
+            )
+            self.metrics.write(self.step, "resumed", {"abandoned": 1.0})
+
+    def iterate(self) -> Numbers:
+        """Collect with every slot, and learn from what was collected."""
         c = self.config
-        evaluations, episodes = (JsonLines(self.directory / f"{name}.jsonl") for name in ("evaluations", "episodes"))
-        label = f"{c.system} on {c.env}, seed {c.seed}"
-        with (
-            Interrupt() as interrupt,
-            MetricsWriter(self.directory, tensorboard) as metrics,
-            Progress(c.updates, label, start=self.step) as progress,
-        ):
-            metrics.truncate_after(self.step)
-            episodes.truncate_after(self.step)
-            self.evaluations = evaluations.truncate_after(self.step)
-            if self.abandoned:
-                progress.print(
-                    "the environment's state cannot be kept: running episodes were abandoned, new ones begin"
-                )
-                metrics.write(self.step, "resumed", {"abandoned": 1.0})
-            while self.step < c.updates:
-                self.step += 1
-                started = time.perf_counter()
-                rollout = self.runner.collect(c.ticks)
-                collected = time.perf_counter()
-                values = self._learn(rollout)
-                self.runner.refresh()
-                spent = {"collect_s": collected - started, "learn_s": time.perf_counter() - collected}
-                self.train_s += sum(spent.values())
-                for row in episode_rows(rollout, self.step, self.step * c.steps):
-                    episodes.append(row)
-                if self._due(c.log_every):
-                    self._log(metrics, progress, values | spent | dict(self.agent.facts(rollout)), rollout)
-                if self._due(c.eval_every):
-                    check_finite(self.step, as_floats(values))
-                    progress.note("evaluating")
-                    self._evaluate(metrics, evaluations, progress)
-                    progress.note("")
-                stop = interrupt.requested  # asked once: a signal from here on comes after the next iteration
-                if self._due(c.checkpoint_every) or stop:
-                    check_finite(self.step, as_floats(values))
-                    for file in (metrics, evaluations, episodes):
-                        file.flush()
-                    self.save()
-                progress.update(self.step)
-                if stop:
-                    break
-        evaluations.close()
-        episodes.close()
-        return self.step >= c.updates
+        started = time.perf_counter()
+        rollout = self.runner.collect(c.ticks)
+        collected = time.perf_counter()
+        values = self._learn(rollout)
+        self.runner.refresh()
+        spent = {"collect_s": collected - started, "learn_s": time.perf_counter() - collected}
+        self.train_s += sum(spent.values())
+        for row in episode_rows(rollout, self.step, self.step * c.steps):
+            self.files["episodes"].append(row)
+        if not self.due(c.log_every):
+            return values
+        return {**self._counts(rollout), **values, **spent, **self.agent.facts(rollout)}
 
     def _learn(self, rollout: Rollout) -> Metrics:
         """The gradient steps that follow on a rollout; the metrics of the last."""
@@ -214,40 +189,28 @@ class OnlineRun(Trainer):
             values = self.learner.step(self.gradient_steps, batch)
         return values
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.updates
-
-    def _log(self, metrics: MetricsWriter, progress: Progress, values: Mapping[str, Any], rollout: Rollout) -> None:
+    def _counts(self, rollout: Rollout) -> dict[str, float]:
         steps = self.step * self.config.steps
         counts = {
             "environment_steps": steps,
             "gradient_steps": self.gradient_steps,
             "steps_per_s": steps / self.train_s,
         }
-        ended = rollout.streams.terminated | rollout.streams.truncated
+        streams = rollout.streams
+        ended = streams.terminated | streams.truncated
         if bool(ended.any()):
-            labels = rollout.streams.labels
             counts |= {
-                name: float(torch.as_tensor(labels[name])[ended].double().mean()) for name in ("return", "length")
+                name: float(torch.as_tensor(streams.labels[name])[ended].double().mean())
+                for name in ("return", "length")
             }
-        numbers = metrics.write(self.step, "train", {**counts, **values})
-        progress.update(self.step, {k: v for k, v in numbers.items() if k in ("return", "length", "steps_per_s")})
+        return counts
 
-    def _evaluate(self, metrics: MetricsWriter, evaluations: JsonLines, progress: Progress) -> None:
+    def examine(self) -> Examined:
+        """Returns, and successes where the environment tells them, of greedy episodes."""
         row, rollout = self.evaluator.run(self.agent, self.step)
         rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
-        evaluations.append(row)
-        self.evaluations.append(row)
-        shown = {name: row[name] for name in ("return", "length", "success") if row[name] is not None}
-        metrics.write(self.step, "eval", shown)
-        progress.print(f"step {self.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-
-
-def build_agent(cls: type[OnlineAgent], config: OnlineConfig, spaces: Spaces) -> OnlineAgent:
-    """Build the networks for a world's spaces, with initial weights that depend on the configuration's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return cls(config, spaces)
+        found = {name: row[name] for name in ("return", "length", "success") if row[name] is not None}
+        return Examined(row, found, format_numbers(found))
 
 
 def _without_grad(batches: Iterator[Batch]) -> Iterator[Batch]:
