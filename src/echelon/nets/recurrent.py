@@ -75,7 +75,7 @@ class Memoryless(nn.Module):
 
     memory_size = 0
 
-    def step(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def step(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """`x` and `memory`."""
         return x, memory
 

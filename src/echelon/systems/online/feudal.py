@@ -5,10 +5,14 @@ way (transition policy gradient), without knowing what the worker does, and no g
 Source: arXiv 1703.01161.
 Levels: manager, a direction every step, of which the last c are summed for the worker > action, a policy over choices.
 Shares with flat PPO: reader, levels around actors; its credit is `credit.options.feudal`.
-Deviations: manager and worker are perceptrons on what is observed, without the (dilated) LSTMs of the paper, so that
-the manager remembers its last c directions and nothing else; slots side by side in place of asynchronous actors, one
-step of Adam in place of RMSProp; directions, intrinsic rewards and returns reach to the ends of an iteration's record,
-the returns bootstrapped there, so that the manager learns nothing from its last c steps; no random goals.
+Both remember, unless `core` is mlp: the manager by a dilated LSTM whose output is the direction, the worker by an LSTM
+below its embeddings; values are read from the same outputs.
+Deviations: gradients reach back to the start of an iteration's record (paper: 400 steps), and the memories with which
+it begins are those of the weights before; the worker's LSTM has the hidden width, and embeddings are linear in its
+output; slots side by side in place of asynchronous actors, one step of Adam in place of RMSProp; directions, intrinsic
+rewards and returns reach to the ends of a record, the returns bootstrapped there, so that the manager learns nothing
+from its last c steps; no random goals. With perceptrons in place of LSTMs the manager remembers its last c directions
+and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +31,7 @@ from echelon.envs.spaces import Spaces
 from echelon.hierarchy.level import Decision, Level
 from echelon.nets.actors import Categorical
 from echelon.nets.mlp import MLP
+from echelon.nets.recurrent import DilatedLSTM, Memoryless
 from echelon.rollout import Rollout
 from echelon.spans import Spans
 from echelon.systems.online.common import Reader, by_item, observed
@@ -36,39 +41,57 @@ from echelon.training.online.config import OnlineConfig
 
 
 class Manager(nn.Module):
-    """What is perceived [..., P] as a state [..., d], and the direction that is wanted from there, of length 1."""
+    """What is perceived [..., P] as a state [..., d], and the direction that is wanted from there, of length 1.
 
-    def __init__(self, perceived: int, hidden: int, size: int):
+    radius: of the dilated LSTM between the two; 0: perceptrons take its place.
+    """
+
+    def __init__(self, perceived: int, hidden: int, size: int, radius: int = 0):
         super().__init__()
+        self.core: DilatedLSTM | Memoryless = DilatedLSTM(size, size, radius) if radius else Memoryless()
         self.space = MLP([perceived, size], activate_final=True, activation=F.relu)
-        self.direction = MLP([size, hidden, size], activation=F.relu)
+        self.direction = nn.Identity() if radius else MLP([size, hidden, size], activation=F.relu)
         self.value = MLP([size, hidden, 1], activation=F.relu)
 
-    def forward(self, perceived: Tensor) -> tuple[Tensor, Tensor]:
-        """State and direction."""
+    def forward(self, perceived: Tensor, episodes: Spans, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States [N, d], directions [N, d] and values [N] along episodes that begin with a memory each."""
         state = self.space(perceived)
-        return state, F.normalize(self.direction(state), dim=-1)
+        known = self.core(state, episodes, memory)
+        return state, F.normalize(self.direction(known), dim=-1), self.value(known)[:, 0]
+
+    def step(self, perceived: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions [S, d] in one step of each stream, and the memory after it."""
+        known, memory = self.core.step(self.space(perceived), memory)
+        return F.normalize(self.direction(known), dim=-1), memory
 
 
 class Worker(Categorical):
-    """π(a | s, w) = softmax(U(s) φ(w)): choices embedded in k numbers, φ linear without bias, so that w decides."""
+    """π(a | s, w) = softmax(U(s) φ(w)): choices embedded in k numbers, φ linear without bias, so that w decides.
 
-    def __init__(self, perceived: int, hidden: int, size: int, choices: int, embedding: int):
+    It acts on what its `core` makes of what is perceived: an LSTM's features, or what is perceived itself.
+    """
+
+    def __init__(self, perceived: int, hidden: int, size: int, choices: int, embedding: int, recurrent: bool = False):
         nn.Module.__init__(self)
-        self.perceived, self.choices = perceived, choices
-        self.embed = MLP([perceived, hidden, choices * embedding], activation=F.relu)
+        self.known, self.choices = hidden if recurrent else perceived, choices
+        self.core: DilatedLSTM | Memoryless = DilatedLSTM(perceived, hidden) if recurrent else Memoryless()
+        sizes = [hidden] if recurrent else [perceived, hidden]
+        self.embed = MLP([*sizes, choices * embedding], activation=F.relu)
         self.project = nn.Linear(size, embedding, bias=False)
-        self.value = MLP([perceived, hidden, 1], activation=F.relu)
+        self.value = MLP([self.known, hidden, 1], activation=F.relu)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [..., A] of what is perceived [..., P] and the summed directions [..., d], side by side."""
-        perceived, pooled = features.split([self.perceived, features.shape[-1] - self.perceived], -1)
-        embedded = self.embed(perceived).unflatten(-1, (self.choices, -1))
+        """Logits [..., A] of the core's features and the summed directions [..., d], side by side."""
+        known, pooled = features.split([self.known, features.shape[-1] - self.known], -1)
+        embedded = self.embed(known).unflatten(-1, (self.choices, -1))
         return (embedded @ self.project(pooled).unsqueeze(-1)).squeeze(-1)
 
 
 class ManagerLevel(Level):
-    """Gives the sum of its last `horizon` directions; its memory [S, (c - 1) d] holds those before, latest first."""
+    """Gives the sum of its last `horizon` directions.
+
+    Its memory [S, (c - 1) d + M] holds those before, latest first, and behind them the memory of its LSTM.
+    """
 
     name = "manager"
 
@@ -76,15 +99,15 @@ class ManagerLevel(Level):
         self.agent = agent
 
     def start(self, streams: int) -> Tensor:
-        size = (self.agent.config.horizon - 1) * self.agent.config.size
-        return torch.zeros(streams, size, device=self.agent.device)
+        return torch.zeros(streams, sum(self.agent.remembered), device=self.agent.device)
 
     def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Any, Tensor | None]:
         """The sum of directions, for the worker, and the memory with the latest one in it."""
         assert memory is not None
-        _, goal = self.agent.manager(self.agent.perceive(self.agent.read(obs)))
-        earlier = memory.unflatten(-1, (-1, goal.shape[-1])) if memory.shape[-1] else memory.new_zeros(len(goal), 0, 1)
-        return goal + earlier.sum(1), torch.cat([goal, memory], -1)[:, : memory.shape[-1]]
+        goals, core = memory.split(self.agent.remembered, -1)
+        goal, core = self.agent.manager.step(self.agent.perceive(self.agent.read(obs)), core)
+        earlier = goals.unflatten(-1, (-1, goal.shape[-1])) if goals.shape[-1] else goals.new_zeros(len(goal), 0, 1)
+        return goal + earlier.sum(1), torch.cat([torch.cat([goal, goals], -1)[:, : goals.shape[-1]], core], -1)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """The summed directions [B, d]."""
@@ -92,20 +115,47 @@ class ManagerLevel(Level):
 
 
 class WorkerLevel(Level):
-    """Samples from the worker's policy, or takes its mode."""
+    """Samples from the worker's policy, or takes its mode; its memory [S, M] is that of its LSTM, if it has one."""
 
     name = "action"
 
     def __init__(self, agent: Feudal, explore: bool):
         self.agent, self.explore = agent, explore
 
+    def start(self, streams: int) -> Tensor | None:
+        size = self.agent.worker.core.memory_size
+        return torch.zeros(streams, size, device=self.agent.device) if size else None
+
+    def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Any, Tensor | None]:
+        """What the worker's core makes of what is perceived [S, ...]."""
+        core: Any = self.agent.worker.core
+        return core.step(self.agent.perceive(self.agent.read(obs)), memory)
+
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """A choice for each stream, and its log-probability."""
         assert parent is not None
         worker = self.agent.worker
-        logits = worker(torch.cat([self.agent.perceive(self.agent.read(features)), parent], -1))
+        logits = worker(torch.cat([features, parent], -1))
         action = worker.sample(logits, self.generator) if self.explore else worker.mode(logits)
         return Decision(action, worker.log_prob(logits, action))
+
+
+def begun_with(rollout: Rollout, level: str, size: int) -> Tensor:
+    """[S, size]: the memory of a level with which each stream of the record begins; zeros if it has none."""
+    begun = torch.zeros(len(rollout.streams), size, device=rollout.stream.device)
+    if level not in rollout.memory:
+        return begun
+    items, states = rollout.memory[level]
+    return begun.index_copy(0, rollout.stream[items], states.to(begun.dtype))
+
+
+def with_final(streams: Spans, column: Tensor, final: Tensor) -> tuple[Spans, Tensor, Tensor]:
+    """Streams with one more row each, `final` [n, ...]; the joined column [N + n, ...]; bool[N + n], the rows added."""
+    longer = Spans.from_lengths(streams.lengths + 1)
+    last = longer.position + 1 == longer.expand(longer.lengths)
+    joined = column.new_empty(longer.size, *column.shape[1:])
+    joined[last], joined[~last] = final, column
+    return longer, joined, last
 
 
 class Feudal(OnlineAgent):
@@ -124,14 +174,18 @@ class Feudal(OnlineAgent):
         """Environment steps of each slot before the networks learn."""
         updates: int = 5_000
         """Iterations; slots x ticks environment steps each."""
+        core: Literal["lstm", "mlp"] = "lstm"
+        """What manager and worker remember with: a dilated LSTM and an LSTM (paper), or perceptrons, which do not."""
+        radius: int = 10
+        """States of the dilated LSTM, r, of which one moves in a step (paper: 10)."""
         horizon: int = 10
         """Steps over which a direction counts, c (paper: 10)."""
         size: int = 256
-        """Numbers of the manager's space, d (paper: 256)."""
+        """Numbers of the manager's space and units of its LSTM, d (paper: 256)."""
         embedding: int = 16
         """Numbers of a choice's embedding, k (paper: 16)."""
         hidden: int = 256
-        """Width of the hidden layers, ReLU (paper: 256)."""
+        """Width of the hidden layers, ReLU, and units of the worker's LSTM (paper: 256)."""
         alpha: float = 0.5
         """Weight of the intrinsic reward, α."""
         gamma: float = 0.99
@@ -153,7 +207,8 @@ class Feudal(OnlineAgent):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("horizon", "size", "embedding", "hidden"):
+            self.require("core", self.core in ("lstm", "mlp"), "lstm or mlp")
+            for name in ("radius", "horizon", "size", "embedding", "hidden"):
                 self.require(name, getattr(self, name) >= 1, "at least 1")
             self.require("horizon", self.horizon < self.ticks, "less than ticks, or the manager never learns")
             for name in ("gamma", "worker_gamma"):
@@ -167,8 +222,14 @@ class Feudal(OnlineAgent):
         c = config
         self.read = Reader(spaces)
         self.perceive = MLP([self.read.size, c.hidden], activate_final=True, activation=F.relu)
-        self.manager = Manager(c.hidden, c.hidden, c.size)
-        self.worker = Worker(c.hidden, c.hidden, c.size, spaces.choices, c.embedding)
+        recurrent = c.core == "lstm"
+        self.manager = Manager(c.hidden, c.hidden, c.size, c.radius if recurrent else 0)
+        self.worker = Worker(c.hidden, c.hidden, c.size, spaces.choices, c.embedding, recurrent)
+
+    @property
+    def remembered(self) -> list[int]:
+        """Sizes of the two parts of the manager's memory: earlier directions, and what its LSTM keeps."""
+        return [(self.config.horizon - 1) * self.config.size, self.manager.core.memory_size]
 
     @property
     def device(self) -> torch.device:
@@ -181,19 +242,24 @@ class Feudal(OnlineAgent):
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Credit of both levels along the record, in one batch."""
         c, episodes = self.config, rollout.spans["stream"]
-        read, final = self.read(observed(rollout)), self.perceive(self.read(rollout.streams.final_observation))
-        perceived = self.perceive(read)
-        state, goal = self.manager(perceived)
-        intrinsic = feudal_intrinsic(episodes, state=state, goal=goal, horizon=c.horizon)
+        read, final = self.read(observed(rollout)), self.read(rollout.streams.final_observation)
+        longer, seen, last = with_final(episodes, self.perceive(read), self.perceive(final))
+        memories = {
+            "manager_memory": begun_with(rollout, "manager", sum(self.remembered))[:, self.remembered[0] :],
+            "worker_memory": begun_with(rollout, "action", self.worker.core.memory_size),
+        }
+        state, goal, manager_value = self.manager(seen, longer, memories["manager_memory"])
+        worker_value = self.worker.value(self.worker.core(seen, longer, memories["worker_memory"]))[:, 0]
+        intrinsic = feudal_intrinsic(episodes, state=state[~last], goal=goal[~last], horizon=c.horizon)
         credit = feudal(
             episodes,
             reward=rollout.reward_sum(),
             intrinsic=intrinsic,
-            manager_value=self.manager.value(state)[:, 0],
-            worker_value=self.worker.value(perceived)[:, 0],
+            manager_value=manager_value[~last],
+            worker_value=worker_value[~last],
             terminated=rollout.streams.terminated,
-            final_manager_value=self.manager.value(self.manager.space(final))[:, 0],
-            final_worker_value=self.worker.value(final)[:, 0],
+            final_manager_value=manager_value[last],
+            final_worker_value=worker_value[last],
             horizon=c.horizon,
             alpha=c.alpha,
             gamma=c.gamma,
@@ -204,6 +270,7 @@ class Feudal(OnlineAgent):
         yield {
             "read": read,
             "offsets": episodes.offsets,
+            **memories,
             "action": rollout.proposed,
             "pooled": by_item(rollout, "manager", rollout.decisions["manager"].action),
             "intrinsic": intrinsic,
@@ -217,15 +284,16 @@ class Feudal(OnlineAgent):
         """-(A · cosine) of the manager, -(A · log π) and entropy of the worker, squared errors of both values."""
         c, episodes = self.config, Spans(batch["offsets"])
         perceived = self.perceive(batch["read"])
-        state, goal = self.manager(perceived)
+        state, goal, manager_value = self.manager(perceived, episodes, batch["manager_memory"])
         cosine = transition_cosine(episodes, state=state, goal=goal, horizon=c.horizon)
         manager = -(batch["manager_advantage"] * cosine).mean()
-        logits = self.worker(torch.cat([perceived, batch["pooled"]], -1))
+        known = self.worker.core(perceived, episodes, batch["worker_memory"])
+        logits = self.worker(torch.cat([known, batch["pooled"]], -1))
         worker = -(batch["worker_advantage"] * self.worker.log_prob(logits, batch["action"])).mean()
         entropy = self.worker.entropy(logits).mean()
         values = (
-            (self.manager.value(state)[:, 0] - batch["manager_target"]).square().mean()
-            + (self.worker.value(perceived)[:, 0] - batch["worker_target"]).square().mean()
+            (manager_value - batch["manager_target"]).square().mean()
+            + (self.worker.value(known)[:, 0] - batch["worker_target"]).square().mean()
         )  # fmt: skip
         metrics = {
             "manager/loss": manager.detach(),

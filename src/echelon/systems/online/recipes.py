@@ -151,6 +151,7 @@ FEUDAL_CPU: dict[str, Any] = {
     "slots": 8,
     "ticks": 64,
     "updates": 400,
+    "core": "mlp",
     "size": 32,
     "embedding": 8,
     "hidden": 64,
@@ -159,7 +160,7 @@ FEUDAL_CPU: dict[str, Any] = {
     "log_every": 10,
     "checkpoint_every": 50,
 }
-"""A smoke test: 204 800 steps, a gradient step for each 512."""
+"""A smoke test without LSTMs: 204 800 steps, a gradient step for each 512."""
 PLANS: dict[str, Any] = {"cell": (0.25, 0.25, 1.0, 1.0), "window": 8_000, "hold": 20, "plan": 3, "limit": 200}
 """Plans over skills in the maze, at every size: place and velocity are seen, and goals are places."""
 
