@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from echelon.data.store import Store, cache_dir, exists
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
+from echelon.evidence.view.played import Played, played
 from echelon.systems import index
 from echelon.training.metrics import read_jsonl
 
@@ -31,10 +32,12 @@ MAZES = ("pointmaze", "antmaze", "humanoidmaze")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: outcomes (0 or 1) of the episodes of each task."""
+    """One evaluation: outcomes (0 or 1) of the episodes of each task; of online runs also their returns and lengths."""
 
     step: int
     tasks: dict[str, list[float]]
+    returns: dict[str, list[float]] = field(default_factory=dict)
+    lengths: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,18 @@ class Run:
     rollout_step: int | None = None
     spans: dict[str, Array] = field(default_factory=dict)
     fields: dict[str, dict[str, Array]] = field(default_factory=dict)
+    played: list[Played] = field(default_factory=list)
+    """Recorded episodes of an online run, level by level."""
+    diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What the newest record of an online run shows of each level."""
     order: dict[str, float] = field(default_factory=dict)
     """Order consistency of each value function, 0 to 1."""
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def online(self) -> bool:
+        """Whether it learned by acting in an environment."""
+        return {"slots", "ticks"} <= self.config.keys()
 
     @property
     def seed(self) -> int:
@@ -120,14 +132,25 @@ class Group:
 
         Seeds that have fewer episodes than others (unfinished runs) cut all to the same number.
         """
-        return _scores([run.evaluations[-last:] for run in self.runs if run.evaluations])
+        told = [[e for e in run.evaluations[-last:] if e.tasks] for run in self.runs]
+        return _scores([evaluations for evaluations in told if evaluations])
 
     def success(self) -> list[tuple[int, Array]]:
         """(step, outcomes in percent [seed, task, episode]) of every evaluation that all seeds have."""
+        found = [(step, _scores([[one] for one in seeds])) for step, seeds in self._together() if seeds[0].tasks]
+        return [(step, scores) for step, scores in found if scores is not None]
+
+    def returns(self, name: str = "return") -> list[tuple[int, Array]]:
+        """(step, returns or lengths [seed, task, episode]) of every evaluation that all seeds have; [] if untold."""
+        column = {"return": "returns", "length": "lengths"}[name]
+        together = [(step, [[getattr(one, column)] for one in seeds]) for step, seeds in self._together()]
+        return [(step, _pooled(seeds)) for step, seeds in together if seeds[0][0]]
+
+    def _together(self) -> list[tuple[int, list[Evaluation]]]:
+        """The evaluations that all evaluated seeds have, by step."""
         by_step = [{e.step: e for e in run.evaluations} for run in self.runs if run.evaluations]
         common = sorted(set.intersection(*(set(steps) for steps in by_step))) if by_step else []
-        found = [(step, _scores([[steps[step]] for steps in by_step])) for step in common]
-        return [(step, scores) for step, scores in found if scores is not None]
+        return [(step, [steps[step] for steps in by_step]) for step in common]
 
     @property
     def tasks(self) -> list[str]:
@@ -182,13 +205,17 @@ def read_run(path: Path) -> Run:
     if not isinstance(config, dict) or "system" not in document:
         raise DataError(f'{path / "config.json"}: expected {{"system": …, "config": {{…}}}}')
     evaluations = [
-        Evaluation(int(row["step"]), row["tasks"]) for row in _rows(path / "evaluations.jsonl") if "tasks" in row
+        Evaluation(int(row["step"]), row["tasks"], row.get("returns", {}), row.get("lengths", {}))
+        for row in _rows(path / "evaluations.jsonl")
+        if "tasks" in row
     ]
     identity, result = _read_json(path / "identity.json"), _read_json(path / "result.json")
     metrics = _curves(_rows(path / "metrics.jsonl"))
     run = Run(path, str(document["system"]), config, identity, result, evaluations, metrics)
     if not evaluations:
         run.missing["success"] = "not evaluated yet"
+    elif not evaluations[-1].tasks:
+        run.missing["success"] = f"{run.env} tells no success"
     if not metrics:
         run.missing["metrics"] = "no metrics.jsonl"
     _read_rollout(run)
@@ -201,13 +228,17 @@ def _read_rollout(run: Run) -> None:
 
     recorded = sorted((run.path / "rollouts").glob("step_*.safetensors"))
     if not recorded:
-        run.missing["episodes"] = run.missing["spans"] = "no evaluation episodes were recorded (rollouts/ is empty)"
+        nothing = "no evaluation episodes were recorded (rollouts/ is empty)"
+        run.missing["played" if run.online else "episodes"] = run.missing["spans"] = nothing
         return
     rollout = Rollout.load(recorded[-1].with_suffix(""))
     run.rollout_step = int(recorded[-1].stem.removeprefix("step_"))
     run.spans = {
         level: (decisions.stop - decisions.start).double().numpy() for level, decisions in rollout.decisions.items()
     }
+    if run.online:
+        run.played, run.diagnostics = played(rollout, run.env), rollout.meta.get("diagnostics", {})
+        return
     if run.env.partition("-")[0] not in MAZES:
         run.missing["episodes"] = f"{run.env} is not a maze, so there is no path to draw"
         return
@@ -255,10 +286,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _curves(rows: list[dict[str, Any]]) -> dict[str, Curve]:
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
+        prefix = {"eval": "evaluation/", "resumed": None}.get(row.get("kind", "train"), "")
         for name, value in row.items():
-            known = name in ("step", "time_s") or name.partition("/")[0] == "success"
+            known = prefix is None or name in ("step", "time_s") or name.partition("/")[0] == "success"
             if not known and isinstance(value, int | float):
-                points.setdefault(name, []).append((float(row["step"]), float(value)))
+                points.setdefault(f"{prefix}{name}", []).append((float(row["step"]), float(value)))
     arrays = {name: np.array(pairs) for name, pairs in points.items()}
     return {name: Curve(pairs[:, 0], pairs[:, 1]) for name, pairs in arrays.items()}
 
@@ -303,12 +335,15 @@ def store_name(run: Run) -> str | None:
 
 
 def _scores(seeds: list[list[Evaluation]]) -> Array | None:
-    if not seeds:
-        return None
-    tasks = list(seeds[0][-1].tasks)
-    pooled = [[np.concatenate([e.tasks[name] for e in evaluations]) for name in tasks] for evaluations in seeds]
+    return 100.0 * _pooled([[e.tasks for e in evaluations] for evaluations in seeds]) if seeds else None
+
+
+def _pooled(seeds: list[list[dict[str, list[float]]]]) -> Array:
+    """[seed, task, episode] of each seed's evaluations together; cut to the fewest episodes."""
+    tasks = list(seeds[0][-1])
+    pooled = [[np.concatenate([found[name] for found in evaluations]) for name in tasks] for evaluations in seeds]
     episodes = min(len(outcomes) for run in pooled for outcomes in run)
-    return 100.0 * np.array([[outcomes[-episodes:] for outcomes in run] for run in pooled], dtype=np.float64)
+    return np.array([[outcomes[-episodes:] for outcomes in run] for run in pooled], dtype=np.float64)
 
 
 def _tell_apart(groups: list[Group]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from echelon.evidence.statistics import Estimate, difference, estimate
-from echelon.evidence.view.gather import Array, Curve, Group, gather, seeds_table
+from echelon.evidence.view.gather import LAST_EVALUATIONS, Array, Curve, Group, gather, seeds_table
+from echelon.evidence.view.hierarchy import online_sections
 from echelon.evidence.view.layout import Figures, asset, key, missing, section
 from echelon.evidence.view.markup import Markup, duration, join, number, plural, short, signed, tag
 from echelon.evidence.view.provenance import provenance
@@ -44,6 +45,7 @@ def page(groups: Sequence[Group]) -> str:
     figures = Figures()
     bodies = [
         section("success", "Success", success(groups, figures)),
+        *online_sections(groups, figures),
         *maze_sections(groups, figures),
         section("order", "Order consistency", order(groups, figures)),
         section("spans", "How long decisions last", spans(groups, figures)),
@@ -108,8 +110,14 @@ def verdict(groups: Sequence[Group]) -> Markup:
     """The final success of each system, and the difference when there are two in one environment."""
     parts = []
     for group in groups:
-        found = score(group)
-        if found is None:
+        found, returns = score(group), group.returns()[-LAST_EVALUATIONS:]
+        if found is None and returns:
+            mean = estimate([np.mean([scores for _, scores in returns], axis=0)])
+            parts.append(
+                f"{group.label} earns a return of {short(mean.value)} in its test episodes"
+                f" (95 % interval {short(mean.low)} to {short(mean.high)}, {plural(len(group.runs), 'seed')})."
+            )
+        elif found is None:
             parts.append(f"{group.label} has not been evaluated yet.")
         else:
             parts.append(
