@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from echelon.envs.tables import Model, Outcomes, TableWorld, model_of
 from echelon.errors import UsageError
@@ -195,7 +196,9 @@ def named_world(name: str, slots: int, limit: int | None = None) -> TableWorld |
         return None
     if at and not steps.isdecimal():
         raise UsageError(f"environment '{name}': a number of steps follows on @, not '{steps}'")
-    return WORLDS[base](slots, limit, int(steps) if at else None)
+    world = WORLDS[base](slots, limit, int(steps) if at else None)
+    world.spec = EnvSpec(base)  # its name in messages
+    return world
 
 
 def named_model(name: str) -> Model:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from echelon.data.replay import WholeEpisodes
+from echelon.envs.joined import Joined
 from echelon.envs.spaces import Spaces
 from echelon.errors import DataError, UsageError
 from echelon.hierarchy.transitions import Columns
@@ -51,7 +52,8 @@ class GoalReward:
         if self.threshold is not None:
             return -((achieved - goal).norm(dim=-1) > self.threshold).to(achieved.dtype)
         if self._rule is None:
-            self._rule = getattr(make_env(self.env).unwrapped, "compute_reward", None)
+            env = make_env(self.env)  # of several tasks at once, a rule takes dicts and depends on what was done before
+            self._rule = None if isinstance(env, Joined) else getattr(env.unwrapped, "compute_reward", None)
             if self._rule is None:
                 raise UsageError(f"{self.env} cannot tell the reward for another goal; give a threshold of distance")
         found = self._rule(achieved.cpu().numpy(), goal.cpu().numpy(), {})

@@ -43,13 +43,20 @@ def make_world(name: str, slots: int, limit: int | None = None) -> World:
 
 
 def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
-    """One gymnasium environment, of gymnasium itself or of a package in `PACKAGES`."""
+    """One gymnasium environment, of gymnasium itself or of a package in `PACKAGES`.
+
+    UsageError if there is none of the name or it cannot be built, MissingExtra if its package is not installed.
+    """
     package = next((package for package, begins in PACKAGES.items() if name.startswith(begins)), None)
     if package is not None:
         _register(package, name)
     checked = {"disable_env_checker": True} if name.startswith("FrankaKitchen") else {}  # its goals are one object
     try:
         env = gymnasium.make(name, max_episode_steps=limit, **checked)
+    except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco" in str(error).lower():
+            raise MissingExtra("mujoco", EXTRA) from error
+        raise UsageError(f"environment '{name}': {error}") from error
     except Exception as error:  # whatever an environment raises, its name belongs in the message
         what = error if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: {error}"
         raise UsageError(f"environment '{name}': {what}") from error
