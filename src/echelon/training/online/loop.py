@@ -17,6 +17,7 @@ import torch
 
 from echelon.envs.spaces import Spaces
 from echelon.errors import DataError
+from echelon.hierarchy.diagnostics import flattened
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import Restorable
 from echelon.rollout import Rollout
@@ -210,7 +211,7 @@ class OnlineRun(Trainer):
         row, rollout = self.evaluator.run(self.agent, self.step)
         rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
         found = {name: row[name] for name in ("return", "length", "success") if row[name] is not None}
-        return Examined(row, found, format_numbers(found))
+        return Examined(row, found | flattened(rollout.meta["diagnostics"]), format_numbers(found))
 
 
 def _without_grad(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -6,16 +6,17 @@ import os
 import time
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from echelon.hierarchy.diagnostics import diagnose
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import Changing, Reset
 from echelon.rollout import Rollout
-from echelon.training.evaluation import LAST, episode_seed
+from echelon.training.evaluation import LAST, Evaluation, episode_seed
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
 from echelon.training.online.worlds import make_world
@@ -24,13 +25,6 @@ SUCCESS = ("success", "is_success")
 """Keys of an environment's infos that say whether the episode succeeded."""
 SLOTS = 20
 """Evaluation episodes side by side, at most."""
-
-
-class Evaluation(NamedTuple):
-    """`row` is the line for evaluations.jsonl, `rollout` the record of what happened."""
-
-    row: dict[str, Any]
-    rollout: Rollout
 
 
 class Evaluator:
@@ -49,7 +43,8 @@ class Evaluator:
         """Evaluate `agent` as it is after `step` iterations.
 
         The row has the outcomes of single episodes: `tasks` {env: [0 or 1]} where the environment tells a success,
-        `returns` and `lengths` {env: [number]} always, and their means.
+        `returns` and `lengths` {env: [number]} always, and their means. The record's `meta["diagnostics"]` has what it
+        shows of each level, by `hierarchy.diagnostics.diagnose`.
         """
         started = time.monotonic()
         resets = [Reset(seed=episode_seed(self.seed, step, 0, e)) for e in range(self.episodes)]
@@ -58,8 +53,11 @@ class Evaluator:
         agent.eval()
         device = next((p.device for p in agent.parameters()), torch.device("cpu"))
         generator = torch.Generator(device).manual_seed(episode_seed(self.seed, step, 1, 0))
-        runner = Runner(agent.levels(False), self.world, generator=generator, device=device, info_labels=SUCCESS)
+        levels = agent.levels(False)
+        runner = Runner(levels, self.world, generator=generator, device=device, info_labels=SUCCESS)
         rollout = runner.episodes(resets)
+        choices = {level.name: level.choices for level in levels}
+        rollout.meta["diagnostics"] = diagnose(rollout, agent.gamma, choices)
         agent.train()
         labels = rollout.streams.labels
         returns, lengths = (torch.as_tensor(labels[name]).double() for name in ("return", "length"))
