@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ from echelon.training.agent import Learner
 from echelon.training.config import from_json, to_json
 from echelon.training.metrics import read_jsonl
 from echelon.training.online.agent import Keeper, OnlineAgent
-from echelon.training.online.conformance import CONTINUED, ConformanceError, Resumed, check_resume
+from echelon.training.online.conformance import CONTINUED, ConformanceError, Resumed, check_resume, forget_after
 from echelon.training.online.loop import build_agent
 from echelon.training.online.play import Evaluator
 from echelon.training.online.worlds import make_world, world_spaces
@@ -134,6 +135,25 @@ def test_it_goes_on_bit_for_bit_in_the_middle_of_its_spans(
     if any(repr(level.termination) != "Every(1)" for level in levels):
         assert found.inside, "no decision was running where the run was stopped, so that nothing was tested"
     assert not (folder.parent / "restored").exists()
+
+
+class Nothing:
+    """What no world is."""
+
+
+def test_where_its_world_cannot_be_brought_back_it_says_so_and_begins_new_episodes(
+    cls: type[OnlineAgent], checked: tuple[Path, Resumed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(checked[0], folder)
+    forget_after(folder, 3)
+    monkeypatch.setattr("echelon.training.online.loop.Restorable", Nothing)
+    said: list[str] = []
+    assert run.train(cls, run.load_config(cls, folder), folder, device="cpu", threads=1, say=said.append) == folder
+    assert "resumed at step 3" in said
+    assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl") if r["kind"] == "resumed"] == [3]
+    numbers = [row["episode"] for row in read_jsonl(folder / "episodes.jsonl")]
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_lines_of_metrics_are_numbers_under_stable_names(checked: tuple[Path, Resumed]) -> None:

@@ -17,6 +17,7 @@ from echelon.hierarchy.diagnostics import (
     entropy_share,
     held,
     mean_length,
+    missed,
     reached_rate,
     reason_counts,
     usage,
@@ -165,6 +166,25 @@ def test_errors_of_values_against_a_loop(ticks: int) -> None:
                 expected[start] = came - float(d.values["value"][row])
         found = value_errors(rollout, level, 0.9).tolist()
         assert found == pytest.approx([expected[start] for start in sorted(expected)])
+
+
+class Asks(Act):
+    """Asks for a place half a step beyond where it will be in three steps, with a mark behind it."""
+
+    name, termination = "goal", Every(3)
+
+    def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
+        place = features["observation"] + 3.5
+        return Decision(torch.cat([place, torch.ones_like(place)], -1))
+
+
+def test_how_far_goals_are_missed() -> None:
+    """Steps 0-3 and 3-6 end half a step short of 3.5 and 6.5; the episode ends at 7, two and a half short of 9.5."""
+    rollout = Runner([Asks(), Act()], from_gym([Counting()])).collect(8)
+    assert missed(rollout, "goal", "observation").tolist() == pytest.approx([0.5, 0.5, 2.5])
+    found = diagnose(rollout, 1.0, {}, {"goal": ("observation", 0.5)})["goal"]
+    assert found["reached"] == pytest.approx(2 / 3) and found["missed"] == pytest.approx(3.5 / 3)
+    assert found["end_timeout"] == pytest.approx(2 / 3)
 
 
 def test_every_choice_that_was_made_counts_as_covered() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from echelon.errors import UsageError
+from echelon.hierarchy.transitions import transitions
 from echelon.rollout import End, Rollout
 
 REASONS = tuple(reason for reason in End if reason is not End.OPEN)
@@ -111,13 +113,27 @@ def value_errors(rollout: Rollout, level: str, gamma: float) -> Tensor:
     return (came[start] - value)[~cut]
 
 
-def diagnose(rollout: Rollout, gamma: float, choices: Mapping[str, int | None]) -> dict[str, dict[str, float]]:
+def missed(rollout: Rollout, level: str, name: str) -> Tensor:
+    """[M]: how far from what its action asked for, a value of the observation `name`, each decision that ended led."""
+    rows = transitions(rollout, level, 1.0)
+    there = rows[f"next_{name}"]
+    return (rows["action"][:, : there.shape[1]] - there)[rows["end"] != End.OPEN].norm(dim=-1)
+
+
+def diagnose(
+    rollout: Rollout,
+    gamma: float,
+    choices: Mapping[str, int | None],
+    places: Mapping[str, tuple[str, float]] = MappingProxyType({}),
+) -> dict[str, dict[str, float]]:
     """The numbers of every level, by its name: `shares`, and of what it values `value_error` and `value_bias`.
 
     Of the lowest level, which decides in every step, entropy and coverage of choices alone.
 
     gamma: discount of a unit of time in the values that decisions carry under the name "value".
     choices: how many choices a level has, by its name; None or absent for one that gives vectors.
+    places: observation and distance of levels that ask for values of it: of those, `reached` is the share of decisions
+    that ended within the distance, however they ended, and `missed` the mean distance.
     value_error is the mean size of `value_errors`, value_bias the mean of what was expected less what came.
     """
     found: dict[str, dict[str, float]] = {}
@@ -127,6 +143,8 @@ def diagnose(rollout: Rollout, gamma: float, choices: Mapping[str, int | None]) 
         found[level] = shares(rollout.size, reason_counts(rollout, level), used)
         if level == rollout.levels[-1]:
             found[level] = {name: x for name, x in found[level].items() if name in ("entropy", "coverage")}
+        if level in places and len(far := missed(rollout, level, places[level][0])):
+            found[level] |= {"reached": float((far <= places[level][1]).double().mean()), "missed": float(far.mean())}
         if VALUE in d.values and len(errors := value_errors(rollout, level, gamma)):
             found[level] |= {"value_error": float(errors.abs().mean()), "value_bias": -float(errors.mean())}
     return found

@@ -60,6 +60,8 @@ class Level(ABC):
         within: lowest and highest action, numbers or [A] each, where goals come from a script, a planner or a person;
             one outside of them is an error. None: not checked.
         choices: how many actions there are to choose among, for what is told of their use; None for vectors.
+        place: (observation, distance) of a level whose actions are values of that observation to be brought about;
+            within the distance they count as reached, in what is told of them.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Level(ABC):
     generator: torch.Generator | None = None
     within: tuple[Tensor | float, Tensor | float] | None = None
     choices: int | None = None
+    place: tuple[str, float] | None = None
 
     def start(self, streams: int) -> Tensor | None:
         """The memory Tensor[streams, ...] with which an episode begins; None for a level without memory."""

@@ -197,15 +197,25 @@ def diagnostics(groups: Sequence[Group], figures: Figures) -> Markup | None:
                 rows.append(_level_row(group, level, numbers))
     if not rows:
         return None
-    names = ("level", "length, steps", "ends by", "reached", "entropy", "choices used", "value error", "bias")
+    names = (
+        "level",
+        "length, steps",
+        "ends by",
+        "reached",
+        "missed by",
+        "entropy",
+        "choices used",
+        "value error",
+        "bias",
+    )
     head = tag("tr", [tag("th", name) for name in names])
     table = tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll")
     return figures(
         "Decisions of the newest evaluation.",
-        "Means over seeds. Reached: decisions that ended by their own condition. Entropy: of the choices by the steps "
-        "that they held, 1 if all alike; a single choice that is used all the time, or options of one step, are a "
-        "hierarchy that has collapsed. Value error: of what was expected against what came of it, in rewards; bias: "
-        "too much (+).",
+        "Means over seeds. Reached: decisions that ended by their own condition, or where they asked to be; missed by: "
+        "how far from there. Entropy: of the choices by the steps that they held, 1 if all alike; a single choice that "
+        "is used all the time, or options of one step, are a hierarchy that has collapsed. Value error: of what was "
+        "expected against what came of it, in rewards; bias: too much (+).",
         table,
     )
 
@@ -224,6 +234,6 @@ def _level_row(group: Group, level: str, seeds: Sequence[dict[str, float]]) -> M
     name = tag("th", tag("span", class_=f"swatch s{group.style}"), f"{group.label}, {level}")
     reasons = tag("td", "; ".join(f"{text} {100 * share:.0f} %" for share, text in shares[:3]) or "–")
     return tag(
-        "tr", name, cell("length"), reasons, cell("reached", True), cell("entropy"), cell("coverage", True),
-        cell("value_error"), cell("value_bias"),
+        "tr", name, cell("length"), reasons, cell("reached", True), cell("missed"), cell("entropy"),
+        cell("coverage", True), cell("value_error"), cell("value_bias"),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from echelon.claims import Above, Claim, Score
 from echelon.credit.relabel import goal_transition, hiro_candidates, hiro_relabel
 from echelon.data.replay import Replay, WholeEpisodes
 from echelon.envs.spaces import Spaces
+from echelon.hierarchy.diagnostics import missed
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.termination import Every
 from echelon.hierarchy.transitions import Columns, Transitions, transitions
@@ -213,17 +214,14 @@ class HIRO(ReplayAgent):
 
     def facts(self, rollout: Rollout) -> Mapping[str, float]:
         """How often a goal's place was reached, how far it was asked to go and how far from it one ended."""
-        rows = transitions(rollout, "goal", 1.0)
-        over = rows["end"] != End.OPEN
-        missed = (rows["action"] - rows[NEXT_ACHIEVED])[over].norm(dim=-1)
-        if not len(missed):
+        far = missed(rollout, "goal", ACHIEVED)
+        if not len(far):
             return {}
-        asked = (rows["action"] - rows[ACHIEVED])[over & (rows["begin"] == Begin.DECIDED)]
-        facts = {
-            "goal/reached": float((missed <= self.config.near).float().mean()),
-            "goal/missed": float(missed.mean()),
-        }
-        return facts | ({"goal/asked": float(asked.norm(dim=-1).mean())} if len(asked) else {})
+        facts = {"goal/reached": float((far <= self.config.near).float().mean()), "goal/missed": float(far.mean())}
+        rows = transitions(rollout, "goal", 1.0)
+        whole = (rows["end"] != End.OPEN) & (rows["begin"] == Begin.DECIDED)
+        asked = (rows["action"] - rows[ACHIEVED])[whole].norm(dim=-1)
+        return facts | ({"goal/asked": float(asked.mean())} if len(asked) else {})
 
 
 class Manager(TwinLevel):
@@ -232,7 +230,7 @@ class Manager(TwinLevel):
     def __init__(self, agent: HIRO, explore: bool):
         bounds = (-agent.reach, agent.reach)
         super().__init__(agent, agent.manager, agent.read, explore, bounds, agent.config.manager_noise, "goal")
-        self.termination = Every(agent.config.period)
+        self.termination, self.place = Every(agent.config.period), (ACHIEVED, agent.config.near)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """The place: where one is, and the change that is wished for."""

@@ -57,7 +57,8 @@ class Evaluator:
         runner = Runner(levels, self.world, generator=generator, device=device, info_labels=SUCCESS)
         rollout = runner.episodes(resets)
         choices = {level.name: level.choices for level in levels}
-        rollout.meta["diagnostics"] = diagnose(rollout, agent.gamma, choices)
+        places = {level.name: level.place for level in levels if level.place is not None}
+        rollout.meta["diagnostics"] = diagnose(rollout, agent.gamma, choices, places)
         agent.train()
         labels = rollout.streams.labels
         returns, lengths = (torch.as_tensor(labels[name]).double() for name in ("return", "length"))
