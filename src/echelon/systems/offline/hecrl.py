@@ -417,14 +417,14 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     env, size = "cube-triple-noisy-v0", "published" if full else "cpu"
     # what is claimed is what the subgoal network proposes: on a CPU the updates go to it, values and policy are small
     small = {
-        "updates": 9_000,
+        "updates": 5_000,
         "batch_size": 128,
         "transitions": 300_000,
         "width": 16,
         "value_hidden": (32, 32),
         "actor_hidden": (32, 32),
         "diffuser_hidden": (128, 128, 128, 128),
-        "eval_every": 9_000,
+        "eval_every": 5_000,
         "eval_episodes": 1,
     }
     diffusion, regression = (
