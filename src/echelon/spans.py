@@ -61,14 +61,22 @@ class Spans:
             raise SpanError("offsets must hold at least the leading 0")
         self.lengths = self.offsets.diff()  # int64 [n], the items of each span
         self.n = len(self.lengths)
-        extremes = torch.stack([*self.offsets[[0, -1]], *(self.lengths.aminmax() if self.n else self.offsets[[0, 0]])])
-        first, self.size, shortest, self.longest = extremes.tolist()
+        first, self.size, shortest, self.longest = self._extremes()
         if first != 0:
             raise SpanError(f"offsets must start at 0, got {first}")
         if self.n and shortest < 1:
             span = int((self.lengths < 1).nonzero()[0])
             raise SpanError(f"span {span} has {int(self.lengths[span])} items; every span needs at least one")
         self.order = None if order is None else self._permutation(_integers(order, "order"))
+
+    def _extremes(self) -> list[int]:
+        """First and last offset, shortest and longest span; read at once, so that a device is waited for once."""
+        if self.offsets.is_cpu and self.n:  # numpy's calls are cheaper, which counts for the many small partitions
+            edges, sizes = self.offsets.numpy(), self.lengths.numpy()
+            return [int(edges[0]), int(edges[-1]), int(sizes.min()), int(sizes.max())]
+        return torch.stack(
+            [*self.offsets[[0, -1]], *(self.lengths.aminmax() if self.n else self.offsets[[0, 0]])]
+        ).tolist()
 
     # ---- construction
 
@@ -224,6 +232,8 @@ class Spans:
             dtype, decay = torch.promote_types(x.dtype, decay.dtype), self._pack(self._check(decay, like=x))
         else:
             dtype = (x.new_empty(0) * decay).dtype
+            if self.longest == 1 and not (isinstance(decay, Tensor) and decay.requires_grad):
+                return x.to(dtype, copy=True)  # nothing to add up
             decay = _scalar(decay, dtype, x.device).expand(self.size)
         x, link = self._pack(x).to(dtype), _align(self._has_next, x)
         decay = torch.where(link, _align(decay, x).to(dtype), 0)
@@ -381,10 +391,10 @@ class SpanTree:
     """A forest of named partitions of the same items: name → Spans, or (Spans, name of the parent or None).
 
     A partition must refine its declared parent, and only that: siblings, such as the segments of two agents, need not
-    refine each other.
+    refine each other. Unless `checked`, that is looked at only where the two are first asked for together.
     """
 
-    def __init__(self, partitions: Mapping[str, Spans | tuple[Spans, str | None]]):
+    def __init__(self, partitions: Mapping[str, Spans | tuple[Spans, str | None]], checked: bool = True):
         entries = {name: value if isinstance(value, tuple) else (value, None) for name, value in partitions.items()}
         self._spans = {name: spans for name, (spans, _) in entries.items()}
         self._parents = {name: parent for name, (_, parent) in entries.items()}
@@ -398,7 +408,8 @@ class SpanTree:
                     raise SpanError(f"partition '{name}' names the parent '{parent}'; there are {', '.join(entries)}")
                 if name in self.ancestors(name):
                     raise SpanError(f"partition '{name}' is its own ancestor")
-                self.within(name, parent)
+                if checked:
+                    self.within(name, parent)
 
     def __getitem__(self, name: str) -> Spans:
         if name not in self._spans:

@@ -80,7 +80,7 @@ def assemble(
         tick=np.arange(len(line.cells)) - (line.offsets[:-1] - table.start_tick)[line.line],
         decisions=decisions,
         streams=_streams(table, [column % agents for column in line.column.tolist()], roles, policy_ids, learners),
-        spans=SpanTree(partitions),
+        spans=SpanTree(partitions, checked=False),  # as the rollout, see below
         memory=memory,
         device=device,
     )

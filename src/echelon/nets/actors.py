@@ -47,6 +47,11 @@ class Categorical(nn.Module):
         logp = logits.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
 
+    def judged(self, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob` and `entropy`, [...] each."""
+        logp = logits.log_softmax(-1)
+        return logp.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
+
 
 class Gaussian(nn.Module):
     """Vectors [..., A] around a mean by an MLP, with a learned standard deviation for each number."""
@@ -84,6 +89,10 @@ class Gaussian(nn.Module):
     def entropy(self, mean: Tensor) -> Tensor:
         """[...] in nats, the same everywhere."""
         return (self.log_std + 0.5 + _HALF_LOG_TWO_PI).sum().expand(mean.shape[:-1])
+
+    def judged(self, mean: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob` and `entropy`, [...] each."""
+        return self.log_prob(mean, action), self.entropy(mean)
 
 
 class SquashedGaussian(nn.Module):

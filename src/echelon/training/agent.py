@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from echelon.errors import CheckpointError
 from echelon.hierarchy.level import Level
 from echelon.training import checkpoint
+from echelon.training.adam import Adam
 from echelon.training.config import Config, RunConfig
 from echelon.training.runtime import Runtime
 from echelon.training.trainer import Trainable, Trainer
@@ -118,7 +119,7 @@ class Learner:
     agent: LearningAgent
     runtime: Runtime
     updates: tuple[Update, ...] = field(init=False)
-    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
+    optimizers: dict[str, Adam] = field(init=False)
 
     def __post_init__(self) -> None:
         self.updates = self.agent.updates()
@@ -140,13 +141,11 @@ class Learner:
             for _ in range(update.repeat):
                 with self.runtime.autocast():
                     loss, metrics = update.loss(batch)
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.clear()
                 loss.backward()
                 for polyak, (targets, sources) in zip(update.targets, self._targets[update.name], strict=True):
                     self.runtime.lerp_(targets, sources, polyak.rate)
-                if update.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], update.clip_norm)
-                optimizer.step()
+                optimizer.move(update.clip_norm)
             aux[f"loss/{update.name}"] = loss.detach()
             aux.update(metrics)
         with torch.no_grad():

@@ -135,6 +135,8 @@ def minibatches(batch: Batch, epochs: int, size: int) -> Iterator[Batch]:
     """Every row once an epoch, in random order, `size` rows at a time; a last one of a single row is left out."""
     rows = len(next(iter(batch.values())))
     for _ in range(epochs):
-        for chosen in torch.randperm(rows).split(size):
-            if len(chosen) > 1:
-                yield {name: column[chosen] for name, column in batch.items()}
+        order = torch.randperm(rows)
+        shuffled = {name: column[order] for name, column in batch.items()}
+        for start in range(0, rows, size):
+            if rows - start > 1:
+                yield {name: column[start : start + size] for name, column in shuffled.items()}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from echelon.envs.spaces import Spaces
@@ -112,21 +113,21 @@ class FlatPPO(OnlineAgent):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Clipped surrogate, squared error of the value, entropy."""
-        c, advantage = self.config, batch["advantage"]
-        parameters = self.actor(batch["features"])
-        ratio = self.actor.log_prob(parameters, batch["action"]) - batch["log_prob"]
+        c, advantage, features = self.config, batch["advantage"], batch["features"]
+        log_prob, entropy = self.actor.judged(self.actor(features), batch["action"])
+        ratio, entropy = log_prob - batch["log_prob"], entropy.mean()
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clip = c.clip * c.remaining(int(self.iterations))
         policy = ppo_clip(ratio, advantage, low=clip, high=clip).mean()
-        value = (self.critic(batch["features"]).squeeze(-1) - batch["target"]).square().mean()
-        entropy = self.actor.entropy(parameters).mean()
+        value = F.mse_loss(self.critic(features).squeeze(-1), batch["target"])
+        loss, moved = policy + c.value_weight * value, ratio.detach()
         metrics = {
             "policy/loss": policy.detach(),
             "policy/entropy": entropy.detach(),
-            "policy/kl": (ratio.exp() - 1 - ratio).detach().mean(),
+            "policy/kl": (moved.expm1() - moved).mean(),
             "value/loss": value.detach(),
         }
-        return policy + c.value_weight * value - c.entropy * entropy, metrics
+        return (loss - c.entropy * entropy if c.entropy else loss), metrics
 
     def updates(self) -> tuple[Update, ...]:
         c, modules = self.config, (self.actor, self.critic)

@@ -170,10 +170,11 @@ class OnlineRun(Trainer):
         """Collect with every slot, and learn from what was collected."""
         c = self.config
         started = time.perf_counter()
-        rollout = self.runner.collect(c.ticks)
-        collected = time.perf_counter()
-        values = self._learn(rollout)
-        self.runner.refresh()
+        with self.runtime.fitting(self.agent):
+            rollout = self.runner.collect(c.ticks)
+            collected = time.perf_counter()
+            values = self._learn(rollout)
+            self.runner.refresh()
         spent = {"collect_s": collected - started, "learn_s": time.perf_counter() - collected}
         self.train_s += sum(spent.values())
         for row in episode_rows(rollout, self.step, self.step * c.steps):
