@@ -19,7 +19,7 @@ from echelon.cli import main
 from echelon.envs import minigrid
 from echelon.envs.restore import set_state, state_of
 from echelon.errors import DataError, EchelonError, MissingExtra, UsageError
-from echelon.systems.online.flat_ppo import FlatPPO
+from echelon.systems.online.feudal import Feudal
 from echelon.training import checkpoint
 from echelon.training.online.worlds import make_env, world_spaces
 
@@ -122,11 +122,12 @@ def test_objects_of_unknown_kinds_cannot_be_restored() -> None:
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = FlatPPO.Config(
-        env="MiniGrid-DoorKey-5x5-v0", limit=15, slots=2, ticks=10, updates=4, hidden=(8,), minibatch=10, epochs=1,
-        eval_every=4, eval_episodes=1, checkpoint_every=2, log_every=1,
+    """In the middle of an episode, with levels that remember, and products as wide as a grid's vector."""
+    config = Feudal.Config(
+        env="MiniGrid-KeyCorridorS3R1-v0", limit=30, slots=2, ticks=20, updates=4, horizon=3, size=6, hidden=8,
+        embedding=4, radius=4, eval_every=4, eval_episodes=1, checkpoint_every=2, log_every=1,
     )  # fmt: skip
-    assert_resumes(FlatPPO, config, 3, tmp_path, monkeypatch)
+    assert_resumes(Feudal, config, 3, tmp_path, monkeypatch)
 
 
 def test_the_command_line_trains_in_a_level(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ class OnlineRun(Trainer):
         world, state = self.runner.world, part("world")
         if isinstance(world, Restorable) and state is not None:
             world.load_state_dict(state)
-            self.runner.load_state_dict(part("runner"))
+            with self.runtime.fitting(self.agent):  # levels look at the latest observation again
+                self.runner.load_state_dict(part("runner"))
         else:
             self.abandoned = True
             self.runner.skip_episodes(part("runner"))
