@@ -24,13 +24,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echelon.claims import Above, Claim, NotWorse, Score, success
+from echelon.claims import Above, Arm, Claim, NotWorse, Score, success
 from echelon.data.goals import GoalSpec
 from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.planning.midpoint import nearest_midpoint
@@ -324,11 +324,14 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
 
     size, maze = "published" if full else "cpu", "pointmaze-large-navigate-v0"
     source = "arXiv 2402.15567"
-    hilp = arm(HILPConfig, maze, size, "HILP-Plan", prompt="plan")
+    short: dict[str, Any] = {} if full else {"updates": 20_000, "eval_every": 20_000}
+
+    def planned(name: str, **changes: Any) -> Arm:
+        return arm(HILPConfig, maze, size, name, prompt="plan", **short, **changes)
+
+    hilp = planned("HILP-Plan")
     # a step there is 0.2 long, in the Hilbert embedding 1: five times the temperature gives the same weights
-    euclidean = arm(
-        HILPConfig, maze, size, "Euclidean plan", prompt="plan", embedding="euclidean", skill_temperature=50.0
-    )
+    euclidean = planned("Euclidean plan", embedding="euclidean", skill_temperature=50.0)
     plan, goal, at_random = (Score(hilp, partial(prompted, prompt=name)) for name in ("plan", "goal", "random"))
     return (
         Claim(

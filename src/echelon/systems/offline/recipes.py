@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "transitions": 500_000,
         "planning_states": 5_000,
+        "planning_neighbours": 5,  # a thousandth of the states, as published
         "step_reward": -0.2,
         "hidden": (256, 256),
         "diffuser_hidden": (256, 256, 256, 256),
@@ -37,6 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "transitions": 250_000,
         "planning_states": 5_000,
+        "planning_neighbours": 5,  # a thousandth of the states, as published
         "step_reward": -0.2,
         "hidden": (256, 256),
         "diffuser_hidden": (256, 256, 256, 256),
@@ -58,6 +60,12 @@ CLONING: dict[str, dict[str, float]] = {
 }
 """OGBench's weight of the cloning term in DDPG+BC, by world, or by the kind of the data."""
 
+SHORT: dict[str, dict[str, Any]] = {
+    # a distance of n steps is learned after some n / target_rate updates: 60,000 for an episode, at the published rate
+    "hilp": {"target_rate": 0.03},
+}
+"""What a system needs where updates are few; at the published size there are enough of them."""
+
 
 def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
     """The configuration of record of the system that `cls` configures, for an environment and a size."""
@@ -69,6 +77,8 @@ def recipe(cls: type[Config], env: str, size: str = "published") -> Config:
     if hidden is not None:
         settings |= {name: hidden for name in ("actor_hidden", "value_hidden")}
     settings |= environment_settings(cls.system, env)
+    if size != "published":
+        settings |= SHORT.get(cls.system, {})
     return cls(env=env, **{name: value for name, value in settings.items() if name in fields})
 
 
