@@ -128,6 +128,21 @@ def adapt_beta(beta: float, kl: float, *, n: int, target: float = 0.1, horizon: 
     return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
 
 
+def adapt_rate(rate: float, kl: float, *, target: float, low: float = 1e-5, high: float = 1e-2) -> float:
+    """The next learning rate: a step that moved the policy by more than 2 · target was too long, by less than half too
+    short; the rate is divided or multiplied by 1.5, within [low, high].
+
+    kl: the mean KL divergence of the policy from the one that acted, in nats. Source: the adaptive schedule of rsl_rl
+    (arXiv 2109.11978), whose bounds these are.
+    """
+    require(target > 0, "target", target, "positive")
+    require(0 < low <= high, "low", low, f"positive, and not above {high}")
+    require(math.isfinite(kl), "kl", kl, "finite")
+    if kl > 2 * target:
+        return max(low, rate / 1.5)
+    return min(high, rate * 1.5) if 0 < kl < target / 2 else rate
+
+
 def adapt_entropy_bonus(
     coefficient: float,
     entropy: float,

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from echelon.credit.returns import gae
 from echelon.envs.spaces import Spaces
+from echelon.errors import UsageError
 from echelon.hierarchy.diagnostics import VALUE
 from echelon.hierarchy.level import Decision, Level
+from echelon.losses.kl import adapt_rate
 from echelon.nets.actors import Categorical, Gaussian
 from echelon.rollout import Ragged, Rollout
 from echelon.training.agent import Batch
@@ -60,19 +62,56 @@ class ActorLevel(Level):
         explore: bool,
         critic: Callable[[Tensor], Tensor] | None = None,
         name: str = "action",
+        critic_reader: Reader | None = None,
     ):
         self.name, self.reader, self.actor, self.explore, self.critic = name, reader, actor, explore, critic
+        self.critic_reader = critic_reader
         self.choices = getattr(actor, "choices", None)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
-        """An action for each stream, its log-probability if it is sampled, and `value` if there is a critic [B, 1]."""
+        """An action for each stream, its log-probability if it is sampled, and `value` if there is a critic [B, 1].
+
+        The critic reads what the actor does, or what `critic_reader` gives it.
+        """
         read = self.reader(features)
         parameters = self.actor(read)
-        values = {} if self.critic is None else {VALUE: self.critic(read).squeeze(-1)}
+        seen = read if self.critic_reader is None else self.critic_reader(features)
+        values = {} if self.critic is None else {VALUE: self.critic(seen).squeeze(-1)}
         if not self.explore:
             return Decision(self.actor.mode(parameters), values=values)
         action = self.actor.sample(parameters, self.generator)
         return Decision(action, self.actor.log_prob(parameters, action), values)
+
+
+def readers(spaces: Spaces, private: tuple[str, ...]) -> tuple[Reader, Reader]:
+    """What a policy reads, and what its value does: the same, and behind it the observations `private`.
+
+    UsageError for those that the environment does not show, and where nothing is left for the policy.
+    """
+    if private:
+        spaces.size(*private)
+    names = tuple(name for name in spaces.observation if name not in private)
+    if not names:
+        raise UsageError(f"{', '.join(private)} is all that the environment shows; the policy needs something to read")
+    return Reader(spaces, names), Reader(spaces, (*names, *private))
+
+
+class AdaptiveRate(nn.Module):
+    """A learning rate that follows how far each step moves the policy, by `losses.kl.adapt_rate`."""
+
+    def __init__(self, lr: float, target: float):
+        super().__init__()
+        self.lr, self.target = lr, target
+        self.rate: Tensor
+        self.register_buffer("rate", torch.tensor(lr, dtype=torch.float64))
+
+    def factor(self, step: int) -> float:
+        """The rate in units of the one it began with; a `schedule` of an `Update`."""
+        return float(self.rate) / self.lr
+
+    def follow(self, kl: Tensor) -> None:
+        """Adapt to the divergence [] that was found in the latest step; it counts from the next one on."""
+        self.rate.fill_(adapt_rate(float(self.rate), float(kl), target=self.target))
 
 
 class BoundedLevel(Level):

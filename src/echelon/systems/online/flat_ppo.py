@@ -24,7 +24,16 @@ from echelon.hierarchy.level import Level
 from echelon.losses.surrogate import ppo_clip
 from echelon.nets.mlp import MLP
 from echelon.rollout import Rollout
-from echelon.systems.online.common import ActorLevel, Reader, actor_of, advantages, by_item, minibatches, observed
+from echelon.systems.online.common import (
+    ActorLevel,
+    AdaptiveRate,
+    actor_of,
+    advantages,
+    by_item,
+    minibatches,
+    observed,
+    readers,
+)
 from echelon.training.agent import Batch, Metrics, Update
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
@@ -33,11 +42,15 @@ from echelon.training.online.config import OnlineConfig
 class FlatPPO(OnlineAgent):
     """A policy and a value."""
 
+    config: Config
+
     @dataclass(frozen=True, kw_only=True)
     class Config(OnlineConfig):
         """Hyper-parameters of PPO."""
 
         system: ClassVar[str] = "flat-ppo"
+        critic_only: tuple[str, ...] = ()
+        """Observations that the value reads and the policy does not (an asymmetric critic)."""
         slots: int = 1
         """Episodes side by side."""
         ticks: int = 2048
@@ -62,6 +75,8 @@ class FlatPPO(OnlineAgent):
         """Bound of the gradient's norm."""
         decay: bool = False
         """Whether learning rate and clip fall linearly to 0 over the run."""
+        desired_kl: float | None = None
+        """Divergence of a gradient step that the learning rate is adapted to; it stays as it is when absent."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -73,6 +88,9 @@ class FlatPPO(OnlineAgent):
                 self.require(name, 0 < getattr(self, name) < math.inf, "positive")
             for name in ("value_weight", "entropy"):
                 self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+            if self.desired_kl is not None:
+                self.require("desired_kl", 0 < self.desired_kl < math.inf, "positive")
+                self.require("desired_kl", not self.decay, "absent where learning rate and clip decay")
 
         def remaining(self, iteration: int) -> float:
             """The factor of learning rate and clip in an iteration (from 1)."""
@@ -86,29 +104,34 @@ class FlatPPO(OnlineAgent):
 
     def __init__(self, config: Config, spaces: Spaces):
         super().__init__(config, spaces)
-        self.read = Reader(spaces)
+        self.read, self.state = readers(spaces, config.critic_only)
         self.actor = actor_of(spaces, self.read.size, config.hidden)
-        self.critic = MLP([self.read.size, *config.hidden, 1], activation=torch.tanh)
+        self.critic = MLP([self.state.size, *config.hidden, 1], activation=torch.tanh)
+        self.rate = None if config.desired_kl is None else AdaptiveRate(config.lr, config.desired_kl)
         self.iterations: Tensor
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
     def levels(self, explore: bool) -> tuple[Level, ...]:
-        return (ActorLevel(self.read, self.actor, explore, self.critic if explore else None),)
+        critic, state = (self.critic if explore else None), (self.state if self.config.critic_only else None)
+        return (ActorLevel(self.read, self.actor, explore, critic, critic_reader=state),)
 
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Advantages of all steps, then minibatches of them, epoch after epoch."""
         c, d = self.config, rollout.decisions["action"]
-        final = self.critic(self.read(rollout.streams.final_observation)).squeeze(-1)
+        final = self.critic(self.state(rollout.streams.final_observation)).squeeze(-1)
         value = by_item(rollout, "action", d.values["value"])
         advantage, target = advantages(rollout, value, final, c.gamma, c.lam)
         self.iterations += 1
+        seen = observed(rollout)
         batch = {
-            "features": self.read(observed(rollout)),
+            "features": self.read(seen),
             "action": rollout.proposed,
             "log_prob": by_item(rollout, "action", d.log_prob),
             "advantage": advantage,
             "target": target,
         }
+        if c.critic_only:
+            batch["state"] = self.state(seen)
         yield from minibatches(batch, c.epochs, c.minibatch)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -119,7 +142,7 @@ class FlatPPO(OnlineAgent):
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clip = c.clip * c.remaining(int(self.iterations))
         policy = ppo_clip(ratio, advantage, low=clip, high=clip).mean()
-        value = F.mse_loss(self.critic(features).squeeze(-1), batch["target"])
+        value = F.mse_loss(self.critic(batch.get("state", features)).squeeze(-1), batch["target"])
         loss, moved = policy + c.value_weight * value, ratio.detach()
         metrics = {
             "policy/loss": policy.detach(),
@@ -131,4 +154,9 @@ class FlatPPO(OnlineAgent):
 
     def updates(self) -> tuple[Update, ...]:
         c, modules = self.config, (self.actor, self.critic)
-        return (Update("ppo", self.loss, modules, c.lr, clip_norm=c.clip_norm, schedule=c.schedule),)
+        schedule = c.schedule if self.rate is None else self.rate.factor
+        return (Update("ppo", self.loss, modules, c.lr, clip_norm=c.clip_norm, schedule=schedule),)
+
+    def commit(self, aux: Metrics) -> None:
+        if self.rate is not None:
+            self.rate.follow(aux["policy/kl"])

@@ -31,7 +31,7 @@ from echelon.losses.surrogate import ppo_clip
 from echelon.nets.actors import Categorical
 from echelon.nets.mlp import MLP
 from echelon.rollout import Begin, Rollout
-from echelon.systems.online.common import ActorLevel, Reader, by_item, minibatches, observed
+from echelon.systems.online.common import ActorLevel, AdaptiveRate, by_item, minibatches, observed, readers
 from echelon.systems.online.diagnostics import DecisionTally
 from echelon.systems.online.dqn import taken
 from echelon.systems.online.flat_ppo import FlatPPO
@@ -68,24 +68,25 @@ class PPOC(OnlineAgent):
 
     def __init__(self, config: Config, spaces: Spaces):
         super().__init__(config, spaces)
-        self.read = Reader(spaces)
+        self.read, self.state = readers(spaces, config.critic_only)
         features, hidden, options = self.read.size, config.hidden, config.options
         self.actors = OptionActors(spaces, features, hidden, options)
         self.chooser = Categorical(features, hidden, options)
-        self.critic = MLP([features, *hidden, options], activation=torch.tanh)
+        self.critic = MLP([self.state.size, *hidden, options], activation=torch.tanh)
+        self.rate = None if config.desired_kl is None else AdaptiveRate(config.lr, config.desired_kl)
         self.terminations = Terminations(features, hidden, options)
         self.tally = DecisionTally("option", options)
         self.iterations: Tensor
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
     def levels(self, explore: bool) -> tuple[Level, ...]:
-        top = ActorLevel(self.read, self.chooser, explore, self.worth, name="option")
+        top = ActorLevel(self.read, self.chooser, explore, self.worth, "option", self.state)
         top.termination = self.terminations.condition(self.read)
         return top, OptionActionLevel(self.read, self.actors, explore)
 
-    def worth(self, features: Tensor) -> Tensor:
-        """[B, 1]: what may be expected where an option is chosen, Σ_w pi(w|s) V(s, w)."""
-        return (self.chooser(features).softmax(-1) * self.critic(features)).sum(-1, keepdim=True)
+    def worth(self, state: Tensor) -> Tensor:
+        """[B, 1]: what may be expected where an option is chosen, Σ_w pi(w|s) V(s, w); of all that the values read."""
+        return (self.chooser(state[..., : self.read.size]).softmax(-1) * self.critic(state)).sum(-1, keepdim=True)
 
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Credit of all steps, then minibatches of them, epoch after epoch."""
@@ -97,12 +98,12 @@ class PPOC(OnlineAgent):
         """The rollout's steps with their credit: of the action, of the choice where one was made, of arriving."""
         c, stream = self.config, rollout.spans["stream"]
         action, choice = rollout.decisions["action"], rollout.decisions["option"]
-        features = self.read(observed(rollout))
+        features, state = self.read(observed(rollout)), self.state(observed(rollout))
         option, over = held(rollout, "option", choice.action), ended(rollout, "option")
         credit = ppoc(
             stream,
             reward=rollout.reward_sum(),
-            value=self.critic(features),
+            value=self.critic(state),
             option=option,
             policy=self.chooser(features).softmax(-1),
             ended=over,
@@ -116,6 +117,7 @@ class PPOC(OnlineAgent):
         everywhere = torch.ones_like(chosen)
         return {
             "features": features,
+            "state": state,
             "option": option,
             "action": rollout.proposed,
             "log_prob": by_item(rollout, "action", action.log_prob),
@@ -137,7 +139,8 @@ class PPOC(OnlineAgent):
         features = self.read(rollout.streams.final_observation)
         ends = torch.where(rollout.streams.truncated[:, None], self.terminations(features), over[:, None].float())
         policy = self.chooser(features).softmax(-1)
-        return taken(continuation_value(self.critic(features), ends, policy=policy), option)
+        state = self.state(rollout.streams.final_observation)
+        return taken(continuation_value(self.critic(state), ends, policy=policy), option)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Clipped surrogates of actions and choices, squared error of the value, both entropies."""
@@ -146,7 +149,7 @@ class PPOC(OnlineAgent):
         log_prob, entropy = self.actors.judged(features, option, batch["action"])
         ratio, entropy = log_prob - batch["log_prob"], entropy.mean()
         policy = ppo_clip(ratio, batch["advantage"], low=clip, high=clip).mean()
-        value = (taken(self.critic(features), option) - batch["target"]).square().mean()
+        value = (taken(self.critic(batch["state"]), option) - batch["target"]).square().mean()
         logits, number = self.chooser(features), chosen.sum().clamp(min=1)
         moved = torch.where(chosen, self.chooser.log_prob(logits, option) - batch["choice_log_prob"], 0)
         choice = (chosen * ppo_clip(moved, batch["choice_advantage"], low=clip, high=clip)).sum() / number
@@ -169,13 +172,18 @@ class PPOC(OnlineAgent):
 
     def updates(self) -> tuple[Update, ...]:
         c, modules = self.config, (self.actors, self.chooser, self.critic)
+        schedule = c.schedule if self.rate is None else self.rate.factor
         return (
-            Update("ppo", self.loss, modules, c.lr, clip_norm=c.clip_norm, schedule=c.schedule),
+            Update("ppo", self.loss, modules, c.lr, clip_norm=c.clip_norm, schedule=schedule),
             Update("termination", self.termination_loss, (self.terminations,), c.termination_lr, schedule=c.schedule),
         )
 
     def facts(self, rollout: Rollout) -> Mapping[str, float]:
         return self.tally.facts()
+
+    def commit(self, aux: Metrics) -> None:
+        if self.rate is not None:
+            self.rate.follow(aux["policy/kl"])
 
 
 def whitened(x: Tensor, where: Tensor) -> Tensor:
