@@ -303,7 +303,7 @@ def test_reward_channels_late_rewards_and_elapsed_time():
     assert rollout.scored["late"].tolist() == [True, False, True] and rollout.scored["task"].all()
     assert rollout.elapsed.tolist() == [0.5] * 3
     assert rollout.streams.labels["return/task"].tolist() == [3]
-    assert rollout.streams.labels["return/late"].isnan().all()
+    assert rollout.streams.labels["return/late"].isnan().all() and rollout.streams.labels["return"].isnan().all()
 
 
 def test_advance_moves_what_is_held_and_keeps_what_was_decided():

@@ -1,8 +1,9 @@
-"""PPO's shared parts: the learning rate that follows the divergence, and a value that reads more than the policy."""
+"""PPO's shared parts: the rate that follows the divergence, a value that reads more, a value a reward channel."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from echelon.envs.spaces import spaces_of
-from echelon.errors import UsageError
+from echelon.errors import DataError, UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import from_gym
 from echelon.losses.kl import adapt_rate
-from echelon.systems.online.common import AdaptiveRate, minibatches, readers
+from echelon.systems.online.common import AdaptiveRate, channel_advantages, minibatches, readers
 from echelon.systems.online.flat_ppo import FlatPPO
 from echelon.systems.online.ppoc import PPOC
 from echelon.training.agent import Learner
@@ -125,3 +126,112 @@ def test_minibatches_take_every_row_once_an_epoch():
     torch.manual_seed(1)
     expected = [chosen for _ in range(3) for chosen in torch.randperm(33).split(8) if len(chosen) > 1]
     assert all(torch.equal(batch["x"], rows[chosen]) for batch, chosen in zip(found, expected, strict=True))
+
+
+class Channels(gymnasium.Env):
+    """A point in the plane; three steps, of which no single reward is told."""
+
+    observation_space, action_space = Box(-9, 9, (2,)), Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        self.place, self.time = np.random.default_rng(seed).normal(size=2).astype(np.float32), 0
+        return self.place, {}
+
+    def step(self, action):
+        self.time, self.place = self.time + 1, self.place + action.astype(np.float32)
+        return self.place, 0.0, self.time == 3 and self.place[0] > 0, self.time == 3, {}
+
+
+class Channelled:
+    """The same, with the channels "reach" (which side of 0) and "effort"; `sole`: the first alone, as one reward."""
+
+    explicit = True
+
+    def __init__(self, slots, sole=False):
+        self.inner, self.sole = from_gym([Channels() for _ in range(slots)]), sole
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def step(self, actions, active):
+        step = self.inner.step(actions, active)
+        reach = np.sign(step.observation["observation"][:, 0])
+        effort = -np.square(actions.numpy()).sum(1)
+        return step._replace(reward=reach if self.sole else {"reach": reach, "effort": effort})
+
+
+def channelled(sole=False, ticks=16, **options):
+    """An agent and a record of its in four such worlds."""
+    torch.manual_seed(3)
+    spaces = spaces_of(Channels.observation_space, Channels.action_space)
+    agent = FlatPPO(FlatPPO.Config(hidden=(8,), minibatch=16, epochs=1, gamma=0.9, lam=0.8, **options), spaces)
+    generator = torch.Generator().manual_seed(5)
+    return agent, Runner(agent.levels(True), Channelled(4, sole), generator=generator).collect(ticks)
+
+
+def test_a_critic_for_each_channel_by_hand():
+    rollout = channelled(ticks=3, channels=("effort", "reach"))[1].episodes([0])
+    rollout.reward = {"reach": torch.tensor([1.0, 0.0, 2.0]), "effort": torch.tensor([0.0, -10.0, -1.0])}
+    rollout.streams.terminated[:], rollout.streams.truncated[:] = False, True
+    values = torch.tensor([[0.5, -2.0], [0.4, -3.0], [0.3, -1.0]])
+    weights = {"reach": 1.0, "effort": 2.0}
+    advantage, target = channel_advantages(rollout, values, torch.tensor([[1.0, 0.0]]), weights, 0.9, 0.8)
+    # reach: deltas 1 + 0.9 x 0.4 - 0.5 = 0.86, -0.13, 2 + 0.9 - 0.3 = 2.6; effort: -0.7, -7.9, 0
+    reach, effort = np.array([2.11424, 1.742, 2.6]), np.array([-6.388, -7.9, 0.0])
+    expected = sum(w * (a - a.mean()) / a.std() for w, a in ((1, reach), (2, effort)))
+    torch.testing.assert_close(advantage.double().numpy(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(target, values + torch.tensor(np.stack([reach, effort], 1), dtype=torch.float32))
+
+
+def test_a_critic_for_each_channel_by_a_loop():
+    agent, rollout = channelled(channels=("effort", "reach"), channel_weights=(0.5, 2.0))
+    with torch.no_grad():
+        batch = agent.credited(rollout)
+        final = agent.critic(rollout.streams.final_observation["observation"])
+        values = agent.critic(rollout.observation["observation"])
+    columns = []
+    for c, name in enumerate(agent.config.channels):
+        found, streams = torch.zeros(rollout.size), rollout.streams
+        for s, (start, stop) in enumerate(pairwise(rollout.spans["stream"].offsets.tolist())):
+            after, running = (0.0 if streams.terminated[s] else float(final[s, c])), 0.0
+            for i in reversed(range(start, stop)):
+                delta = float(rollout.reward[name][i]) + 0.9 * after - float(values[i, c])
+                found[i] = running = delta + 0.9 * 0.8 * running
+                after = float(values[i, c])
+        columns.append(found)
+    torch.testing.assert_close(batch["target"], values + torch.stack(columns, 1), rtol=1e-5, atol=1e-5)
+    parts = [w * (a - a.mean()) / a.std(correction=0) for w, a in zip((0.5, 2.0), columns, strict=True)]
+    torch.testing.assert_close(batch["advantage"], sum(parts), rtol=1e-4, atol=1e-5)
+    _, metrics = agent.loss(batch)
+    errors = (agent.critic(batch["features"]) - batch["target"]).square().mean(0)
+    torch.testing.assert_close(metrics["value/loss"], errors[0] + errors[1])
+
+
+def test_one_channel_is_the_ordinary_critic():
+    plain, alike = channelled(sole=True), channelled(channels=("reach",), channel_weights=(1.0,))
+    assert torch.equal(plain[1].proposed, alike[1].proposed)
+    torch.testing.assert_close(plain[0].state_dict(), alike[0].state_dict(), rtol=0, atol=0)
+    batches, losses = [], []
+    for agent, rollout in (plain, alike):
+        with torch.no_grad():
+            batch = agent.credited(rollout)
+        loss, _ = agent.loss(batch)
+        loss.backward()
+        batches.append(batch)
+        losses.append(loss)
+    assert torch.equal(batches[0]["target"], batches[1]["target"][:, 0])
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    for one, other in zip(plain[0].parameters(), alike[0].parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_channels_that_nobody_tells_are_named():
+    agent, rollout = channelled(channels=("effort", "safety"))
+    with torch.no_grad(), pytest.raises(DataError, match="no reward channel 'safety'; there are reach, effort"):
+        next(iter(agent.learn(rollout)))
+    with pytest.raises(UsageError, match="channel_weights must be one for each of `channels`"):
+        FlatPPO.Config(channels=("a", "b"), channel_weights=(1.0,))
+    with pytest.raises(UsageError, match="names of different channels"):
+        FlatPPO.Config(channels=("a", "a"))
+    with pytest.raises(UsageError, match="an option has one value, of all rewards together"):
+        PPOC.Config(channels=("a",))

@@ -144,8 +144,9 @@ class Episodes:
             "seed": np.array([-1 if reset.seed is None else reset.seed for reset in resets], dtype=np.int64),
             "length": self.recorder.ticks(streams),
         }
-        for channel, values in self._returns.items():
-            labels["return" if len(self._returns) == 1 else f"return/{channel}"] = values[streams]
+        labels["return"] = sum(self._returns.values(), start=np.zeros(self.streams))[streams]
+        if len(self._returns) > 1:
+            labels |= {f"return/{channel}": values[streams] for channel, values in self._returns.items()}
         for key, values in self._infos.items():
             labels[key] = values[streams]
         for name in resets[0].labels if resets else ():

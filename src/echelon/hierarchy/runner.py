@@ -47,8 +47,8 @@ class Runner:
     policy_id, learner: of each agent of a slot, for the record.
     longest: ticks after which `episodes` takes an episode to be endless.
 
-    Streams carry the labels of their `Reset` and, for the whole episode so far, "return" (with several reward channels
-    "return/<channel>"; NaN with unscored rewards), "length" and "seed" (-1 if none).
+    Streams carry the labels of their `Reset` and, for the whole episode so far, "return" (of several reward channels
+    their sum, beside "return/<channel>"; NaN with unscored rewards), "length" and "seed" (-1 if none).
     """
 
     def __init__(

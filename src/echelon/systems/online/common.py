@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echelon.credit.channels import slim
 from echelon.credit.returns import gae
 from echelon.envs.spaces import Spaces
 from echelon.errors import UsageError
@@ -63,20 +64,22 @@ class ActorLevel(Level):
         critic: Callable[[Tensor], Tensor] | None = None,
         name: str = "action",
         critic_reader: Reader | None = None,
+        channels: tuple[str, ...] = (),
     ):
         self.name, self.reader, self.actor, self.explore, self.critic = name, reader, actor, explore, critic
-        self.critic_reader = critic_reader
+        self.critic_reader, self.heads = critic_reader, tuple(map(head_of, channels)) or (VALUE,)
         self.choices = getattr(actor, "choices", None)
 
     def decide(self, features: Any, parent: Tensor | None, due: Tensor) -> Decision:
         """An action for each stream, its log-probability if it is sampled, and `value` if there is a critic [B, 1].
 
-        The critic reads what the actor does, or what `critic_reader` gives it.
+        The critic reads what the actor does, or what `critic_reader` gives it. One that tells [B, C] has a value for
+        each of `channels`, noted under the names of `head_of`.
         """
         read = self.reader(features)
         parameters = self.actor(read)
         seen = read if self.critic_reader is None else self.critic_reader(features)
-        values = {} if self.critic is None else {VALUE: self.critic(seen).squeeze(-1)}
+        values = {} if self.critic is None else dict(zip(self.heads, self.critic(seen).unbind(-1), strict=True))
         if not self.explore:
             return Decision(self.actor.mode(parameters), values=values)
         action = self.actor.sample(parameters, self.generator)
@@ -168,6 +171,37 @@ def advantages(rollout: Rollout, value: Tensor, final_value: Tensor, gamma: floa
         rollout.spans["stream"], reward=rollout.reward_sum(), value=value, gamma=gamma, lam=lam, final_value=after
     )
     return credit.advantage, credit.target["value"]
+
+
+def head_of(channel: str) -> str:
+    """The name under which a level notes the value of a reward channel."""
+    return f"{VALUE}.{channel}"
+
+
+def channel_advantages(
+    rollout: Rollout, values: Tensor, final_values: Tensor, weights: Mapping[str, float], gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """One critic for each reward channel: its GAE, brought to mean 0 and deviation 1 over the rollout, then the sum.
+
+    values: V of each channel before each item [N, C]; final_values: of each stream's final observation [S, C], which
+    counts as in `advantages`. weights: channel → its weight, C of them in the order of the columns. Returns the
+    weighted sum of the advantages [N], as `credit.channels.slim` has it, and the returns of each channel [N, C].
+    DataError where the world does not tell one of the channels, or not all of its rewards are known.
+    """
+    after = torch.where(rollout.streams.terminated[:, None], 0, final_values)
+    found = {
+        name: gae(
+            rollout.spans["stream"],
+            reward=rollout.reward_sum(name),
+            value=values[:, column],
+            gamma=gamma,
+            lam=lam,
+            final_value=after[:, column],
+        )
+        for column, name in enumerate(weights)
+    }
+    credit = slim({name: one.advantage for name, one in found.items()}, weights=weights)
+    return credit.advantage, torch.stack([one.target["value"] for one in found.values()], -1)
 
 
 def minibatches(batch: Batch, epochs: int, size: int) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ Source: arXiv 1707.06347; defaults are those of its MuJoCo runs as Stable-Baseli
 Levels: one policy, a decision every environment step; the flat baseline of online systems.
 Shares with the hierarchical systems: the collector, generalised advantages, the surrogate.
 Deviations: the value loss is not clipped; the log-probability is that of the action before it is clipped to the bounds.
+Worlds that tell rewards in channels may have a value for each (`channels`), as SLIM has it: see `credit.channels.slim`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from echelon.systems.online.common import (
     actor_of,
     advantages,
     by_item,
+    channel_advantages,
     minibatches,
     observed,
     readers,
@@ -51,6 +53,10 @@ class FlatPPO(OnlineAgent):
         system: ClassVar[str] = "flat-ppo"
         critic_only: tuple[str, ...] = ()
         """Observations that the value reads and the policy does not (an asymmetric critic)."""
+        channels: tuple[str, ...] = ()
+        """Reward channels that have a value and a normalised advantage each; one value of their sum when absent."""
+        channel_weights: tuple[float, ...] = ()
+        """Weights of the channels' advantages in their sum; 1 each when absent."""
         slots: int = 1
         """Episodes side by side."""
         ticks: int = 2048
@@ -91,6 +97,16 @@ class FlatPPO(OnlineAgent):
             if self.desired_kl is not None:
                 self.require("desired_kl", 0 < self.desired_kl < math.inf, "positive")
                 self.require("desired_kl", not self.decay, "absent where learning rate and clip decay")
+            self.require("channels", len(set(self.channels)) == len(self.channels), "names of different channels")
+            sizes = (0, len(self.channels))
+            self.require("channel_weights", len(self.channel_weights) in sizes, "one for each of `channels`, or absent")
+            finite = all(map(math.isfinite, self.channel_weights))
+            self.require("channel_weights", finite, "finite")
+
+        @property
+        def weights(self) -> dict[str, float]:
+            """Channel → weight, for those that have a critic of their own."""
+            return dict(zip(self.channels, self.channel_weights or (1.0,) * len(self.channels), strict=True))
 
         def remaining(self, iteration: int) -> float:
             """The factor of learning rate and clip in an iteration (from 1)."""
@@ -106,22 +122,30 @@ class FlatPPO(OnlineAgent):
         super().__init__(config, spaces)
         self.read, self.state = readers(spaces, config.critic_only)
         self.actor = actor_of(spaces, self.read.size, config.hidden)
-        self.critic = MLP([self.state.size, *config.hidden, 1], activation=torch.tanh)
+        self.critic = MLP([self.state.size, *config.hidden, len(config.channels) or 1], activation=torch.tanh)
         self.rate = None if config.desired_kl is None else AdaptiveRate(config.lr, config.desired_kl)
         self.iterations: Tensor
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
     def levels(self, explore: bool) -> tuple[Level, ...]:
-        critic, state = (self.critic if explore else None), (self.state if self.config.critic_only else None)
-        return (ActorLevel(self.read, self.actor, explore, critic, critic_reader=state),)
+        c, critic = self.config, self.critic if explore else None
+        state = self.state if c.critic_only else None
+        return (ActorLevel(self.read, self.actor, explore, critic, critic_reader=state, channels=c.channels),)
 
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Advantages of all steps, then minibatches of them, epoch after epoch."""
-        c, d = self.config, rollout.decisions["action"]
-        final = self.critic(self.state(rollout.streams.final_observation)).squeeze(-1)
-        value = by_item(rollout, "action", d.values["value"])
-        advantage, target = advantages(rollout, value, final, c.gamma, c.lam)
         self.iterations += 1
+        yield from minibatches(self.credited(rollout), self.config.epochs, self.config.minibatch)
+
+    def credited(self, rollout: Rollout) -> Batch:
+        """The rollout's steps with their advantages and the targets of the value."""
+        c, d = self.config, rollout.decisions["action"]
+        final = self.critic(self.state(rollout.streams.final_observation))
+        values = torch.stack([by_item(rollout, "action", value) for value in d.values.values()], -1)
+        if c.channels:
+            advantage, target = channel_advantages(rollout, values, final, c.weights, c.gamma, c.lam)
+        else:
+            advantage, target = advantages(rollout, values.squeeze(-1), final.squeeze(-1), c.gamma, c.lam)
         seen = observed(rollout)
         batch = {
             "features": self.read(seen),
@@ -132,17 +156,21 @@ class FlatPPO(OnlineAgent):
         }
         if c.critic_only:
             batch["state"] = self.state(seen)
-        yield from minibatches(batch, c.epochs, c.minibatch)
+        return batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Clipped surrogate, squared error of the value, entropy."""
+        """Clipped surrogate, squared error of the value (the sum over channels), entropy."""
         c, advantage, features = self.config, batch["advantage"], batch["features"]
         log_prob, entropy = self.actor.judged(self.actor(features), batch["action"])
         ratio, entropy = log_prob - batch["log_prob"], entropy.mean()
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clip = c.clip * c.remaining(int(self.iterations))
         policy = ppo_clip(ratio, advantage, low=clip, high=clip).mean()
-        value = F.mse_loss(self.critic(batch.get("state", features)).squeeze(-1), batch["target"])
+        values = self.critic(batch.get("state", features))
+        if c.channels:
+            value = (values - batch["target"]).square().mean(0).sum()
+        else:
+            value = F.mse_loss(values.squeeze(-1), batch["target"])
         loss, moved = policy + c.value_weight * value, ratio.detach()
         metrics = {
             "policy/loss": policy.detach(),

@@ -62,6 +62,7 @@ class PPOC(OnlineAgent):
         def __post_init__(self) -> None:
             super().__post_init__()
             self.require("options", self.options >= 2, "at least 2")
+            self.require("channels", not self.channels, "absent: an option has one value, of all rewards together")
             self.require("termination_lr", 0 < self.termination_lr < math.inf, "positive")
             for name in ("option_entropy", "deliberation_cost"):
                 self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
