@@ -198,11 +198,8 @@ def _panel(comparison: Comparison, env: str, place: int) -> Markup:
     for style, label in enumerate(comparison.labels):
         cell = comparison.cells.get((label, env))
         curves = [_curve(run, comparison.unit, over_steps) for run in cell.runs] if cell else []
-        steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-        if steps:
-            values = np.array([[curve[step] for step in steps] for curve in curves])
-            x = np.array(steps, dtype=float)
-            lines.append(Line(label, x, values.mean(0), style % 6, values.min(0), values.max(0)))
+        line = seeds_line(label, curves, style % 6)
+        lines += [line] if line is not None else []
     title = tag("text", env, class_="title mid", x=CHART[0] / 2, y=16)
     if not lines:
         return tag("g", title, transform=f"translate({CHART[0] * place} 0)")
@@ -218,6 +215,15 @@ def _panel(comparison: Comparison, env: str, place: int) -> Markup:
     )
     sized = Markup(chart.replace("<svg ", f'<svg y="22" width="{CHART[0]}" height="{CHART[1]}" ', 1))
     return tag("g", title, sized, transform=f"translate({CHART[0] * place} 0)")
+
+
+def seeds_line(label: str, curves: Sequence[Mapping[int, float]], style: int) -> Line | None:
+    """Mean of the seeds' curves {step: value} with the band from least to most; None without a step that all have."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    if not steps:
+        return None
+    values = np.array([[curve[step] for step in steps] for curve in curves])
+    return Line(label, np.array(steps, dtype=float), values.mean(0), style, values.min(0), values.max(0))
 
 
 def _curve(run: Run, unit: str, over_steps: bool) -> dict[int, float]:

@@ -24,6 +24,19 @@ class Figures:
         return tag("figure", *inside, caption)
 
 
+def document(title: str, look: Markup, *body: Markup) -> str:
+    """A whole page: `look` is the style or the link to it; `body` goes into the body."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{title} · echelon"),
+        look,
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+
+
 def section(anchor: str, title: str, *inside: Markup | list[Markup] | None) -> Section | None:
     """A section with its entry for the contents; None when there is nothing inside."""
     body = join(*inside)
@@ -48,6 +61,6 @@ def key(groups: Sequence[Group]) -> Markup | None:
     return tag("div", names, class_="key")
 
 
-def asset(name: str) -> str:
-    """Text of a file beside this module."""
-    return files("echelon.evidence.view").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "echelon.evidence.view") -> str:
+    """Text of a file in a package, by default this module's."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import numpy as np
 from echelon.evidence.statistics import Estimate, difference, estimate
 from echelon.evidence.view.gather import LAST_EVALUATIONS, Array, Curve, Group, gather, seeds_table
 from echelon.evidence.view.hierarchy import online_sections
-from echelon.evidence.view.layout import Figures, asset, key, missing, section
+from echelon.evidence.view.layout import Figures, asset, document, key, missing, section
 from echelon.evidence.view.markup import Markup, duration, join, number, plural, short, signed, tag
 from echelon.evidence.view.provenance import provenance
 from echelon.evidence.view.scenes import maze_sections
@@ -54,19 +54,10 @@ def page(groups: Sequence[Group]) -> str:
     ]
     shown = [body for body in bodies if body is not None]
     title = headline(groups)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} · echelon"),
-        tag("style", Markup(asset("svg.css") + asset("page.css"))),
-    )
     foot = tag("footer", "Written by echelon. The page is self-contained: keep it, send it, print it.")
     main = tag("main", header(groups, title, [entry for entry, _ in shown]), [body for _, body in shown], foot)
     script = tag("script", Markup(asset("player.js")))
-    document = tag("html", head, tag("body", main, script), lang="en")
-    return f"<!doctype html>\n{document}\n"
+    return document(title, tag("style", Markup(asset("svg.css") + asset("page.css"))), main, script)
 
 
 # --- header

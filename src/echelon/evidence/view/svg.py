@@ -121,7 +121,7 @@ def line_chart(
     frame = _frame(x, y, x_label, y_label, counts=(3, 3) if small else (5, 5), size=size)
     drawn = [_curve(line, x, y, dots) for line in lines]
     ends = _end_names(lines, x, y) if names else None
-    return _svg(size, title, frame, drawn, ends)
+    return drawing(size, title, frame, drawn, ends)
 
 
 def _curve(line: Line, x: Axis, y: Axis, dots: bool) -> Markup:
@@ -204,7 +204,7 @@ def bar_chart(
     ticks = [tag("text", short(t), class_="tick mid", x=float(x(t)), y=floor + 13) for t in x.ticks(5)]
     dashed = tag("path", class_="mark", d=f"M{number(float(x(mark)))} 2V{floor}") if mark is not None else None
     label = tag("text", x_label, class_="label mid", x=(x.start + x.stop) / 2, y=height - 4)
-    return _svg((width, height), title, tag("path", class_="grid", d=lines), drawn, dashed, ticks, label)
+    return drawing((width, height), title, tag("path", class_="grid", d=lines), drawn, dashed, ticks, label)
 
 
 def histogram(samples: Sequence[tuple[str, int, Array]], *, title: str, x_label: str) -> Markup:
@@ -240,7 +240,7 @@ def histogram(samples: Sequence[tuple[str, int, Array]], *, title: str, x_label:
                 )
     percent = Axis(0.0, 100 * y.high, y.start, y.stop)
     frame = _frame(x, percent, x_label, "% of decisions", counts=(6, 4), size=size)
-    return _svg(size, title, frame, drawn)
+    return drawing(size, title, frame, drawn)
 
 
 def colour_bar(low: float, high: float, label: str) -> Markup:
@@ -250,7 +250,7 @@ def colour_bar(low: float, high: float, label: str) -> Markup:
         tag("rect", x=10 + index * step, y=16, width=step + 0.3, height=9, fill=colour, shape_rendering="crispEdges")
         for index, colour in enumerate(ramp())
     ]
-    return _svg(
+    return drawing(
         (220, 40),
         f"{label} from {short(low)} to {short(high)}",
         tag("text", label, class_="label", x=10, y=11),
@@ -273,7 +273,8 @@ def points_path(x: Array, y: Array) -> str:
     return "M" + "L".join(f"{number(a, 1)} {number(b, 1)}" for a, b in zip(x, y, strict=True)) if len(x) else "M0 0"
 
 
-def _svg(size: tuple[float, float], title: str, *inside: Markup | list[Markup] | None) -> Markup:
+def drawing(size: tuple[float, float], title: str, *inside: Markup | list[Markup] | None) -> Markup:
+    """The SVG element of a chart of `size` pixels around `inside`; `title` says what it shows."""
     return tag(
         "svg", *inside, class_="chart", viewBox=f"0 0 {number(size[0])} {number(size[1])}", role="img", aria_label=title
     )
