@@ -20,6 +20,7 @@ VERBS = {
     "resume": "continue an unfinished run: echelon resume runs/ota-pointmaze-large-stitch-v0/seed-0",
     "eval": "evaluate a trained run again, with as many episodes as you like",
     "view": "write and open the report of a run: levels, subgoals, curves, success",
+    "site": "write every system with its status, claims and results as static pages",
     "reproduce": "run a system's claims against their baselines and record the verdicts",
     "compare": "compare runs: means, intervals, probability of improvement",
     "data": "list, make, fetch, import, describe and verify data sets",
