@@ -79,9 +79,11 @@ def levels(system: System) -> Markup | None:
     count = "One level" if len(known) == 1 else f"{len(known)} levels"
     title = f"{system.row['name']}: {count.lower()}, {', '.join(level.name for level in known)}"
     drawn = tag("figure", charts.levels(known, title), class_="half") if known else None
-    said = tag("p", prose(words)) if words else tag("p", f"{count}, from the top down.", class_="about")
-    order = "The upper level steers the one below it. " if len(known) > 1 else ""
-    explained = f"{order}“Decides” is what a level hands down; “holds” is for how long."
+    said = tag("p", prose(words)) if words else None
+    explained = (
+        f"{count}, from the top down: what each decides, and how long that holds. Where the hierarchy is one of "
+        "rewards, memory, labels or data and not of time, the words say so."
+    )
     beside = tag("div", said, tag("p", explained, class_="note") if known else None)
     return tag("section", tag("h2", "Levels"), tag("div", drawn, beside, class_="two"), id="levels")
 
