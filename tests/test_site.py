@@ -14,7 +14,7 @@ import pytest
 from echelon.claims import Above, AtLeast, Equivalent, NotWorse
 from echelon.cli import main
 from echelon.errors import DataError, UsageError
-from echelon.evidence import results, statistics
+from echelon.evidence import results, statistics, status
 from echelon.evidence.reproduce import claims_of, hashes_of, specification
 from echelon.evidence.site import charts, facts, write
 from echelon.evidence.site.charts import Mark, Measure
@@ -318,6 +318,7 @@ def test_wrong_arguments_say_what_to_do(quick: None, tmp_path: Path, capsys: pyt
     for arguments, said in (
         (["--out", str(file)], "is a file; give --out a folder"),
         (["--out", str(tmp_path / "a"), "--results", str(tmp_path / "none")], "leave out --results"),
+        (["--readme", "--results", str(tmp_path)], "leave out --results"),
         (["--ouu", "x"], "unknown flag '--ouu'"),
         (["word"], "unexpected argument 'word'"),
     ):
@@ -332,3 +333,18 @@ def test_path_of_the_first_page_is_printed(quick: None, tmp_path: Path, capsys: 
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
     assert main(["site", "--out", str(out), "--results", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"index": str(out / "index.html"), "rewritten": []}
+
+
+def test_tables_of_the_checkout_are_rewritten_on_request(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "table", lambda out: [])
+    monkeypatch.chdir(tmp_path)
+    for name in ("README.md", "docs/systems.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"before\n{status.BEGIN}\nold\n{status.END}\nafter\n")
+    (tmp_path / "results").mkdir()
+    assert main(["site", "--readme"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("site/index.html\n") and "README.md" in told and "systems.md" in told
+    assert "old" not in (tmp_path / "README.md").read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from echelon.cli import show
 from echelon.cli.arguments import parse
+from echelon.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Site:
 def run(args: list[str]) -> int:
     """Write the pages and say where the first one is."""
     options = parse(Site, args, "site")
+    if options.readme and options.results is not None:
+        raise UsageError("--readme tells of the checkout's own results; leave out --results, or --readme")
     from echelon.evidence import status
     from echelon.evidence.site.write import write_site
 
