@@ -245,7 +245,7 @@ def _from_directory(directory: Path, name: str, dtype: torch.dtype, device: str,
     if not any(directory.glob("*.safetensors")):
         raise UsageError(f"{directory}: no *.safetensors there; other formats of weights are not read")
     transformers = _transformers()
-    tokenizer = _tokenizer(directory, template)
+    tokenizer = load_tokenizer(directory, template)
     attention = TINY_ATTENTION if isinstance(tokenizer, WordTokenizer) else None
     try:
         with _quiet():
@@ -265,7 +265,8 @@ def _from_directory(directory: Path, name: str, dtype: torch.dtype, device: str,
     return LanguageModel(model, tokenizer, _window(model), name, _hash_files(directory, tokenizer))
 
 
-def _tokenizer(directory: Path, template: str | None) -> Tokenizer:
+def load_tokenizer(directory: Path, template: str | None = None) -> Tokenizer:
+    """The tokenizer of a model directory alone; UsageError where there is none that can be loaded."""
     if (directory / _WORDS).is_file():
         return WordTokenizer.load(directory / _WORDS)
     try:

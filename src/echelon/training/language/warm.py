@@ -20,7 +20,15 @@ import torch
 
 from echelon.language.driver import Driver, Settings, Start
 from echelon.language.engine import ScriptedEngine
-from echelon.language.models import LanguageModel, cache_dir, language_model, load_model, save_model, tiny
+from echelon.language.models import (
+    LanguageModel,
+    cache_dir,
+    language_model,
+    load_model,
+    load_tokenizer,
+    save_model,
+    tiny,
+)
 from echelon.language.record import Record, Use
 from echelon.language.scorer import Scorer
 from echelon.language.update import Term, policy_step
@@ -57,16 +65,28 @@ class WarmStart:
 
 def warm_start(system: type[LanguageAgent], config: LanguageConfig, say: Say) -> WarmStart:
     """The warm start of a configuration, made if it is not there."""
-    given = {name: getattr(config, name) for name in FIELDS}
-    about = {"format": FORMAT, "form": system.form, "tags": list(system.tags), **json.loads(json.dumps(given))}
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    place = cache_dir() / f"warm-{config.env}-{system.form}-{key}"
+    place, about = _place(system, config)
     with _alone(place):
         if not (place / "warm.json").is_file():
             _make(system, config, place, about, say)
     facts = json.loads((place / "warm.json").read_text())
     say(f"warm start {facts['hash'][:12]}: loss {facts['loss']:.3f} a token after {facts['episodes']} episodes")
     return WarmStart(place, facts)
+
+
+def stored_tokenizer(system: type[LanguageAgent], config: LanguageConfig) -> Tokenizer | None:
+    """The tokenizer of a configuration's warm start, None where that was not made on this machine."""
+    place, _ = _place(system, config)
+    return load_tokenizer(place) if (place / "warm.json").is_file() else None
+
+
+def _place(system: type[LanguageAgent], config: LanguageConfig) -> tuple[Path, dict[str, Any]]:
+    """Where the warm start of a configuration is kept, and everything that it depends on."""
+    given = {name: getattr(config, name) for name in FIELDS}
+    about = {"format": FORMAT, "form": system.form, "tags": list(system.tags), **json.loads(json.dumps(given))}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    place = cache_dir() / f"warm-{config.env}-{system.form}-{key}"
+    return place, about
 
 
 @contextmanager
