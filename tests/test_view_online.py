@@ -15,10 +15,10 @@ from test_view import checked
 from echelon.cli import main
 from echelon.envs import grids
 from echelon.errors import UsageError
-from echelon.evidence.view import gather, hierarchy, mazes
+from echelon.evidence.view import gather, mazes
 from echelon.evidence.view.page import page, view
-from echelon.evidence.view.played import FOUR_ROOMS, Box, GridMap, plan_of
-from echelon.rollout import End, Rollout
+from echelon.evidence.view.played import FOUR_ROOMS, GridMap, plan_of
+from echelon.rollout import Rollout
 from echelon.systems import index
 from echelon.training import run
 
@@ -49,7 +49,7 @@ def test_options_in_four_rooms(tmp_path: Path) -> None:
         rooms(tmp_path, seed)
     html = view([tmp_path / "option-critic"]).read_text()
     parser = checked(html)
-    assert {"success", "returns", "episodes", "levels", "spans", "training", "provenance"} <= set(parser.ids)
+    assert {"success", "returns", "recorded", "paths", "levels", "spans", "training", "provenance"} <= set(parser.ids)
     assert "mazes" not in parser.ids and "fields" not in parser.ids
     for words in (
         "environment steps",
@@ -60,8 +60,8 @@ def test_options_in_four_rooms(tmp_path: Path) -> None:
         "evaluation/",
     ):
         assert words in html, words
-    assert html.count('class="flames"') == 3 and html.count('aria-label="path of episode') == 3
-    assert html.count('class="walls"') == 3 and len(html) < 1_500_000
+    assert html.count('id="flame"') == 1 and html.count('aria-label="path of episode') == 3
+    assert html.count('class="walls"') == 4 and len(html) < 1_500_000
     group = gather.gather([tmp_path / "option-critic"])[0]
     rollout = Rollout.load(group.runs[0].path / "rollouts" / "step_000000004")
     assert group.runs[0].diagnostics == rollout.meta["diagnostics"]
@@ -111,7 +111,7 @@ def test_a_run_without_success_or_plan_shows_its_returns(tmp_path: Path, capsys:
     parser = checked(html)
     assert re.search(r"earns a return of [\d.]+ in its test episodes", html)
     assert "CartPole-v1 tells no success" in html and 'aria-label="path of' not in html
-    assert {"returns", "episodes", "levels"} <= set(parser.ids)
+    assert {"returns", "recorded", "levels"} <= set(parser.ids)
 
 
 def test_a_bare_online_run_says_what_is_missing(tmp_path: Path) -> None:
@@ -122,14 +122,29 @@ def test_a_bare_online_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "not evaluated yet" in html and "rollouts/ is empty" in html
 
 
-def test_language_runs_have_their_own_place(tmp_path: Path) -> None:
+def test_a_bare_language_run_says_what_is_missing(tmp_path: Path) -> None:
     cls = index.load("grpo")
     from echelon.training.config import to_json
 
     (tmp_path / "config.json").write_text(json.dumps(to_json(cls.Config())))
-    from echelon.cli.view import refuse_others
+    assert main(["view", str(tmp_path), "--json"]) == 0
+    html = (tmp_path / "report.html").read_text()
+    checked(html)
+    assert "records/ is empty" in html and "not evaluated yet" in html
 
-    with pytest.raises(UsageError, match=r"data sets and in worlds, and .* is a run of 'grpo'"):
+
+def test_a_run_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from echelon.cli import runs
+    from echelon.cli.view import refuse_others
+    from echelon.training.config import RunConfig
+
+    (tmp_path / "config.json").write_text("{}")
+
+    class Other(RunConfig):
+        system = "other"
+
+    monkeypatch.setattr(runs, "config_of", lambda directory: Other(env="nowhere"))
+    with pytest.raises(UsageError, match=r"is a run of 'other'; curves: echelon compare"):
         refuse_others((tmp_path,))
 
 
@@ -145,20 +160,6 @@ def test_four_rooms_lie_as_they_are_printed() -> None:
     wide = GridMap("wide", 2.0, rows=("###", "#.#"), centre_xy=(1.0, 0.0))
     assert wide.extent == (-2.0, 4.0, -2.0, 2.0)
     assert plan_of("CartPole-v1") is None and plan_of("four-rooms-far@100") is FOUR_ROOMS
-
-
-def test_very_many_boxes_are_drawn_as_few() -> None:
-    alike = [Box(t, t + 1, t // 100, End.TIMEOUT, "") for t in range(1000)]
-    found = hierarchy.merged(alike)
-    assert [(box.start, box.stop, box.choice) for box in found] == [(100 * n, 100 * n + 100, n) for n in range(10)]
-    assert hierarchy.merged(alike[:400]) == alike[:400]
-    vectors = [Box(t, t + 1, None, End.OPTION if t % 500 == 499 else End.TIMEOUT, "") for t in range(1000)]
-    assert [(box.start, box.stop) for box in hierarchy.merged(vectors)] == [
-        (0, 499),
-        (499, 500),
-        (500, 999),
-        (999, 1000),
-    ]
 
 
 def test_everything_is_finite_before_anything_was_learned(tmp_path: Path) -> None:

@@ -55,19 +55,18 @@ def run(args: list[str]) -> int:
 
 
 def refuse_others(paths: tuple[Path, ...]) -> None:
-    """Say where to read on, when there is a run among `paths` that learned neither from a data set nor in a world."""
+    """Say where to read on, when there is a run of another kind among `paths`."""
     from echelon.training.config import Config
+    from echelon.training.language.config import LanguageConfig
     from echelon.training.online.config import OnlineConfig
 
     for path in paths:
         for file in (*path.glob(runs.CONFIG), *sorted(path.glob(f"*/{runs.CONFIG}"))):
             config = runs.config_of(file.parent)
-            if not isinstance(config, Config | OnlineConfig):
-                talks = (file.parent / "records").exists()
-                transcripts = f"transcripts of its evaluations: {file.parent}/records/*.txt; " if talks else ""
+            if not isinstance(config, Config | OnlineConfig | LanguageConfig):
                 raise UsageError(
-                    f"the page shows runs from data sets and in worlds, and {file.parent} is a run of "
-                    f"'{config.system}'; {transcripts}curves: echelon compare {path} --svg FILE"
+                    f"the page shows runs from data sets, in worlds and of language agents, and {file.parent} is a run "
+                    f"of '{config.system}'; curves: echelon compare {path} --svg FILE"
                 )
 
 

@@ -21,11 +21,14 @@ from echelon.data.store import Store, cache_dir, exists
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
 from echelon.evidence.view.played import Played, played
+from echelon.evidence.view.timeline import Strings, Timeline
 from echelon.systems import index
 from echelon.training.metrics import read_jsonl
 
 Array = NDArray[np.float64]
 EPISODES_PER_TASK = 4
+TIMELINES = 12
+"""Episodes of a record that are shown level by level."""
 LAST_EVALUATIONS = 3
 MAZES = ("pointmaze", "antmaze", "humanoidmaze")
 
@@ -79,7 +82,11 @@ class Run:
     spans: dict[str, Array] = field(default_factory=dict)
     fields: dict[str, dict[str, Array]] = field(default_factory=dict)
     played: list[Played] = field(default_factory=list)
-    """Recorded episodes of an online run, level by level."""
+    """Recorded episodes of an online run: paths and goals."""
+    timelines: list[Timeline] = field(default_factory=list)
+    """Recorded episodes, level by level."""
+    strings: Strings = field(default_factory=Strings)
+    """The texts of the timelines."""
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     """What the newest record of an online run shows of each level."""
     order: dict[str, float] = field(default_factory=dict)
@@ -90,6 +97,11 @@ class Run:
     def online(self) -> bool:
         """Whether it learned by acting in an environment."""
         return {"slots", "ticks"} <= self.config.keys()
+
+    @property
+    def language(self) -> bool:
+        """Whether its agent is a language model in a text world."""
+        return {"group", "warm_episodes"} <= self.config.keys()
 
     @property
     def seed(self) -> int:
@@ -205,7 +217,7 @@ def read_run(path: Path) -> Run:
     if not isinstance(config, dict) or "system" not in document:
         raise DataError(f'{path / "config.json"}: expected {{"system": …, "config": {{…}}}}')
     evaluations = [
-        Evaluation(int(row["step"]), row["tasks"], row.get("returns", {}), row.get("lengths", {}))
+        Evaluation(int(row["step"]), row["tasks"], _lists(row.get("returns", {})), _lists(row.get("lengths", {})))
         for row in _rows(path / "evaluations.jsonl")
         if "tasks" in row
     ]
@@ -218,26 +230,37 @@ def read_run(path: Path) -> Run:
         run.missing["success"] = f"{run.env} tells no success"
     if not metrics:
         run.missing["metrics"] = "no metrics.jsonl"
-    _read_rollout(run)
+    if run.language:
+        from echelon.evidence.view.records import read_records
+
+        read_records(run, TIMELINES)
+    else:
+        _read_rollout(run)
     return run
 
 
 def _read_rollout(run: Run) -> None:
     """Fill in the episodes and span lengths from the newest recorded rollout."""
+    from echelon.evidence.view.control import timelines
     from echelon.rollout import Rollout
 
     recorded = sorted((run.path / "rollouts").glob("step_*.safetensors"))
     if not recorded:
         nothing = "no evaluation episodes were recorded (rollouts/ is empty)"
-        run.missing["played" if run.online else "episodes"] = run.missing["spans"] = nothing
+        run.missing["played"] = run.missing["spans"] = nothing
+        if not run.online:
+            run.missing["episodes"] = nothing
         return
     rollout = Rollout.load(recorded[-1].with_suffix(""))
     run.rollout_step = int(recorded[-1].stem.removeprefix("step_"))
     run.spans = {
         level: (decisions.stop - decisions.start).double().numpy() for level, decisions in rollout.decisions.items()
     }
+    run.timelines = timelines(rollout, run.config, run.strings, TIMELINES)
     if run.online:
-        run.played, run.diagnostics = played(rollout, run.env), rollout.meta.get("diagnostics", {})
+        run.played, run.diagnostics = played(rollout, run.env, TIMELINES), rollout.meta.get("diagnostics", {})
+        for told, one in zip(run.timelines, run.played, strict=False):
+            told.path, told.subgoals = one.path, one.subgoals
         return
     if run.env.partition("-")[0] not in MAZES:
         run.missing["episodes"] = f"{run.env} is not a maze, so there is no path to draw"
@@ -257,6 +280,8 @@ def _read_rollout(run: Run) -> None:
         items = items[np.argsort(tick[items], kind="stable")]
         path = np.concatenate([observation[items, :2], final[number : number + 1, :2]]).astype(np.float64)
         run.episodes.append(Episode(name, bool(success[number]), observation[items], goal[items], path))
+        if number < len(run.timelines):
+            run.timelines[number].path = path
 
 
 def task_name(label: object) -> str:
@@ -277,6 +302,11 @@ def seeds_table(curves: Iterable[Curve], points: int = 120) -> tuple[Array, Arra
         values = np.add.reduceat(values, edges, axis=1) / counts
         steps = np.add.reduceat(steps, edges) / counts
     return steps, values
+
+
+def _lists(told: dict[str, Any]) -> dict[str, list[float]]:
+    """The entries that tell a number of each episode; means are left out."""
+    return {name: numbers for name, numbers in told.items() if isinstance(numbers, list)}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The sections of online runs: returns, recorded episodes as flame graphs of their levels, what the hierarchy does."""
+"""The sections of online runs: returns, paths of recorded episodes, what the hierarchy does."""
 
 from __future__ import annotations
 
@@ -7,41 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from echelon.evidence.statistics import estimate
+from echelon.evidence.view.control import WORDS
 from echelon.evidence.view.gather import Episode, Group
-from echelon.evidence.view.layout import Figures, Section, key, missing, section
-from echelon.evidence.view.markup import Markup, join, number, short, tag
+from echelon.evidence.view.layout import Figures, Section, key, section
+from echelon.evidence.view.markup import Markup, join, short, tag
 from echelon.evidence.view.mazes import Plan, ends, floor, subgoals, trail, walls
-from echelon.evidence.view.played import Box, Played, plan_of
+from echelon.evidence.view.played import Played, plan_of
 from echelon.evidence.view.svg import Line, line_chart
 from echelon.rollout import End
 
-WIDTH, LABEL, ROW = 940, 92, 20
-"""Pixels of a flame graph: its width, that of the levels' names in it, the height of a level."""
-MOST_BOXES = 400
-"""Boxes of a level that are drawn one by one; of more, neighbours alike are drawn as one."""
 COLOURS = {End.OPTION: 2, End.TIMEOUT: 4, End.INTERRUPTED: 1, End.PARENT: 3, End.TERMINATED: 0, End.TRUNCATED: 5}
-"""Style of a decision that is a vector, by how it ended."""
-WORDS = {
-    End.OPTION: "its own condition",
-    End.TIMEOUT: "time was up",
-    End.INTERRUPTED: "interrupted",
-    End.PARENT: "the level above ended",
-    End.TERMINATED: "a terminal state",
-    End.TRUNCATED: "the episode was cut off",
-    End.OPEN: "goes on",
-}
+"""Reasons for the end of a decision that a table counts, and a style each."""
+PATHS = 4
+"""Episodes of a run of which the path is drawn."""
 
 
 def online_sections(groups: Sequence[Group], figures: Figures) -> list[Section | None]:
-    """Sections "Returns", "Episodes" and "What the hierarchy does"; none for runs without an environment to act in."""
+    """Sections "Returns", "Paths" and "What the hierarchy does"; none for runs without an environment to act in."""
     online = [group for group in groups if any(run.online for run in group.runs)]
     if not online:
         return []
     return [
         section("returns", "Returns", returns(online, figures)),
-        section(
-            "episodes", "Episodes", join([episodes(group, figures) for group in online]), missing(online, "played")
-        ),
+        section("paths", "Paths", join([paths(group, figures) for group in online])),
         section("levels", "What the hierarchy does", diagnostics(online, figures)),
     ]
 
@@ -82,89 +70,23 @@ def _line(group: Group, name: str) -> Line:
     return Line(group.label, steps, value, group.style, low, high)
 
 
-# ---- episodes
+# ---- paths
 
 
-def episodes(group: Group, figures: Figures) -> Markup | None:
-    """The recorded episodes of one run: levels over time and, in mazes, the path."""
+def paths(group: Group, figures: Figures) -> Markup | None:
+    """Where one went in the first recorded episodes of a run, if its environment has a plan."""
     run = next((run for run in group.runs if run.played), None)
-    if run is None:
+    plan = None if run is None else plan_of(run.env)
+    if run is None or plan is None:
         return None
-    plan = plan_of(run.env)
     head = tag("div", tag("span", tag("span", class_=f"swatch s{group.style}"), f"{group.label}, seed {run.seed}"))
-    rows = [
-        join(tag("div", told(n, one), class_="row-head"), tag("div", flames(one), class_="scroll"))
-        for n, one in enumerate(run.played, 1)
-    ]
-    maps = None
-    if plan is not None:
-        cells = [tag("div", drawing(Plan(plan), n, one), class_="cell") for n, one in enumerate(run.played, 1)]
-        maps = tag("div", cells, class_=f"mazes s{group.style}")
+    cells = [tag("div", drawing(Plan(plan), n, one), class_="cell") for n, one in enumerate(run.played[:PATHS], 1)]
     return figures(
-        "Evaluation episodes, level by level.",
-        "Time runs to the right; a row is a level, a box a decision for as long as it held: its number is the choice, "
-        "as is its colour; of vectors, the colour is how they ended (green: by their own condition, such as a goal "
-        "reached; ochre: time was up). Marks below are rewards other than 0. Point at a box for what was decided, "
-        "expected, and why it ended."
-        + (" In the maze: ring, start; star, goal; diamonds, goals that were set." if maps else ""),
+        "Evaluation episodes from above.",
+        "Ring: start; star: goal; diamonds: goals that were set. The colour of a path is the choice that held there.",
         head,
-        maps,
-        rows,
+        tag("div", cells, class_=f"mazes s{group.style}"),
     )
-
-
-def told(number_of: int, one: Played) -> str:
-    """An episode in a line."""
-    outcome = "" if one.success is None else ", success" if one.success else ", no success"
-    return f"Episode {number_of}: {len(one.rewards)} steps, return {short(one.earned)}{outcome}"
-
-
-def flames(one: Played) -> Markup:
-    """The levels of an episode over its steps."""
-    steps = max(len(one.rewards), 1)
-    scale = (WIDTH - LABEL - 10) / steps
-    rows = []
-    for place, (level, boxes) in enumerate(one.levels.items()):
-        y = place * (ROW + 4)
-        rows.append(tag("text", level, class_="name end", x=LABEL - 8, y=y + 14))
-        rows += [_drawn(box, y, scale) for box in merged(boxes)]
-    bottom = len(one.levels) * (ROW + 4)
-    marks = "".join(
-        f"M{number(LABEL + (t + 0.5) * scale)} {bottom}v8" for t in np.flatnonzero(one.rewards != 0)[:MOST_BOXES]
-    )
-    rewards = tag("path", tag("title", "rewards"), class_="axis", d=marks) if marks and not one.rewards.all() else None
-    box = f"0 0 {WIDTH} {bottom + 26}"
-    ticks = [
-        tag("text", short(t), class_="tick mid", x=LABEL + t * scale, y=bottom + 22)
-        for t in sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps})
-    ]
-    return tag("svg", rows, rewards, ticks, class_="flames", viewBox=box, role="img", aria_label="levels over time")
-
-
-def merged(boxes: Sequence[Box]) -> list[Box]:
-    """The boxes; of very many, those that follow on each other with the same choice as one."""
-    if len(boxes) <= MOST_BOXES:
-        return list(boxes)
-    found: list[Box] = []
-    for box in boxes:
-        last = found[-1] if found else None
-        alike = last is not None and last.choice == box.choice and (box.choice is not None or last.end == box.end)
-        if last is not None and alike and last.stop == box.start:
-            found[-1] = Box(last.start, box.stop, box.choice, box.end, box.text)
-        else:
-            found.append(box)
-    return found
-
-
-def _drawn(box: Box, y: float, scale: float) -> Markup:
-    style = box.choice % 6 if box.choice is not None else COLOURS.get(box.end, 5)
-    x, width = LABEL + box.start * scale, (box.stop - box.start) * scale
-    tip = f"{box.text} · steps {box.start} to {box.stop} · ended: {WORDS[box.end]}"
-    text = None
-    if box.choice is not None and width > 14:
-        text = tag("text", str(box.choice), class_="mid inside", x=x + width / 2, y=y + 14)
-    shape = tag("rect", class_=f"bar s{style}", x=x, y=y, width=max(width - 0.6, 0.4), height=ROW, rx=1.5)
-    return tag("g", tag("title", tip), shape, text)
 
 
 def drawing(plan: Plan, n: int, one: Played) -> Markup:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from echelon.evidence.statistics import Estimate, difference, estimate
+from echelon.evidence.view.flame import flame_section
 from echelon.evidence.view.gather import LAST_EVALUATIONS, Array, Curve, Group, gather, seeds_table
 from echelon.evidence.view.hierarchy import online_sections
 from echelon.evidence.view.layout import Figures, asset, document, key, missing, section
@@ -45,6 +46,7 @@ def page(groups: Sequence[Group]) -> str:
     figures = Figures()
     bodies = [
         section("success", "Success", success(groups, figures)),
+        flame_section(groups, figures),
         *online_sections(groups, figures),
         *maze_sections(groups, figures),
         section("order", "Order consistency", order(groups, figures)),
@@ -56,8 +58,9 @@ def page(groups: Sequence[Group]) -> str:
     title = headline(groups)
     foot = tag("footer", "Written by echelon. The page is self-contained: keep it, send it, print it.")
     main = tag("main", header(groups, title, [entry for entry, _ in shown]), [body for _, body in shown], foot)
-    script = tag("script", Markup(asset("player.js")))
-    return document(title, tag("style", Markup(asset("svg.css") + asset("page.css"))), main, script)
+    script = tag("script", Markup(asset("player.js") + asset("flame.js")))
+    look = tag("style", Markup("".join(map(asset, ("svg.css", "page.css", "flame.css")))))
+    return document(title, look, main, script)
 
 
 # --- header

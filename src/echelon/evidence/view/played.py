@@ -15,8 +15,6 @@ from echelon.envs.maze import Cell, MazeMap, MazeTask
 from echelon.rollout import Decisions, End, Ragged, Rollout
 
 Array = NDArray[np.float64]
-EPISODES = 4
-"""Episodes of a run that are shown."""
 PLACE = "achieved_goal"
 """What robots in mazes show of where they are."""
 
@@ -96,14 +94,14 @@ def plan_of(env: str) -> GridMap | None:
     return GridMap(env, float(maze.maze_size_scaling), rows=rows)
 
 
-def played(rollout: Rollout, env: str) -> list[Played]:
-    """The first episodes of a record."""
+def played(rollout: Rollout, env: str, most: int) -> list[Played]:
+    """The first `most` episodes of a record."""
     there = rollout.spans["stream"]
     success = _labels(rollout, "success")
     success = _labels(rollout, "is_success") if success is None else success
     rewards = rollout.reward_sum().double().numpy()
     found = []
-    for stream in range(min(EPISODES, len(rollout.streams))):
+    for stream in range(min(most, len(rollout.streams))):
         items = slice(int(there.starts[stream]), int(there.ends[stream]) + 1)
         levels = {level: list(_boxes(d, stream, items.start)) for level, d in rollout.decisions.items()}
         told = None if success is None or np.isnan(success[stream]) else bool(success[stream] > 0)
