@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from echelon.hierarchy.level import Decision, Level
 from echelon.hierarchy.owners import owners
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.termination import Every, Learned, Never, Until
+from echelon.hierarchy.transitions import Transitions
 from echelon.hierarchy.world import Reset
 from echelon.rollout import Begin, End, Rollout
 
@@ -456,3 +459,25 @@ def test_the_runner_refuses_what_makes_no_sense():
         Every(0)
     with pytest.raises(UsageError, match="policy_id names 2 agents"):
         Runner([Script("low")], Clock(1), policy_id=["a", "b"])
+
+
+def test_records_of_one_tick_tell_what_one_long_record_tells():
+    """Of a level that decides on every tick; episodes end in the middle, side by side and one at a time."""
+
+    def rows(ticks, slots):
+        resets = count()
+        runner = Runner([Script("low")], Clock(slots), resets=lambda _: lengths(2 + next(resets) % 3)[0])
+        moves = Transitions("low", 0.9)
+        rollouts = [runner.collect(ticks) for _ in range(12 // ticks)]
+        parts = [moves.add(rollout) for rollout in rollouts]
+        return Rollout.cat(rollouts), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    for slots in (1, 3):
+        (one, single), (long, whole) = rows(1, slots), rows(12, slots)
+        assert one.reward["reward"].equal(long.reward["reward"]) and one.stream.equal(long.stream)
+        assert one.spans["low"].offsets.equal(long.spans["low"].offsets)
+        for columns in (single, whole):  # in order of episode, then of what happened in it
+            order = columns["key"].argsort(stable=True)
+            columns.update({name: column[order] for name, column in columns.items()})
+        assert single.keys() == whole.keys()
+        assert all(torch.equal(single[name].nan_to_num(), whole[name].nan_to_num()) for name in single)

@@ -213,6 +213,9 @@ def decision_returns(
     if level not in rollout.decisions:
         raise DataError(f"rollout: no level '{level}'; there are {', '.join(rollout.levels) or 'none'}")
     d, spans = rollout.decisions[level], rollout.spans[level]
+    if spans.longest == 1 and len(d) == rollout.size and bool((d.stop > d.start).all()):  # an item a decision
+        earned, elapsed = rollout.reward_sum(channels), rollout.elapsed
+        return Returns(earned[d.start].to(d.log_prob.dtype), elapsed[d.start].to(d.log_prob.dtype), d.end)
     earned = spans.scan(rollout.reward_sum(channels), gamma**rollout.elapsed)
     owns = d.span >= 0
     reward, duration = torch.zeros_like(d.log_prob), torch.zeros_like(d.log_prob)

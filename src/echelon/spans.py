@@ -229,13 +229,16 @@ class Spans:
         if limit is not None and limit < 1:
             raise SpanError(f"limit must be at least 1, got {limit}")
         if isinstance(decay, Tensor) and decay.ndim:
-            dtype, decay = torch.promote_types(x.dtype, decay.dtype), self._pack(self._check(decay, like=x))
+            decay = self._check(decay, like=x)
+            dtype = torch.promote_types(x.dtype, decay.dtype)
         else:
             dtype = (x.new_empty(0) * decay).dtype
-            if self.longest == 1 and not (isinstance(decay, Tensor) and decay.requires_grad):
-                return x.to(dtype, copy=True)  # nothing to add up
+        if self.longest == 1 and not (isinstance(decay, Tensor) and decay.requires_grad):
+            return x.to(dtype, copy=True)  # nothing to add up
+        if not (isinstance(decay, Tensor) and decay.ndim):
             decay = _scalar(decay, dtype, x.device).expand(self.size)
-        x, link = self._pack(x).to(dtype), _align(self._has_next, x)
+        x, decay = self._pack(x).to(dtype), self._pack(decay)
+        link = _align(self._has_next, x)
         decay = torch.where(link, _align(decay, x).to(dtype), 0)
         if not reverse:
             x, decay, link = x.flip(0), decay.roll(1, 0).flip(0), link.roll(1, 0).flip(0)

@@ -49,7 +49,8 @@ class Replay:
         for name, row in rows.items():
             column, latest = self.columns[name], row[number - kept :]
             column[first:end] = latest[: end - first]
-            column[: kept - (end - first)] = latest[end - first :]
+            if kept > end - first:
+                column[: kept - (end - first)] = latest[end - first :]
         self.added += number
         self.size = min(self.size + number, self.capacity)
 

@@ -135,7 +135,9 @@ def _packed(buffer: Buffer, rows: int, perm: Tensor) -> Tensor:
 
 
 def _sorted(closings: Sequence[Closing]) -> Closing:
-    """All closings as one, with streams in order of episode, then agent; `stop` is an array in it."""
+    """All closings as one, with streams in order of episode, then agent."""
+    if len(closings) == 1 and (closings[0].episode[1:] > closings[0].episode[:-1]).all():
+        return closings[0]
     streams = np.concatenate([closing.streams for closing in closings])
     episode = np.concatenate([closing.episode for closing in closings])
     order = np.lexsort((streams, episode))
@@ -193,12 +195,11 @@ def _cells_of(track: Track, cells: np.ndarray, width: int) -> np.ndarray:
 
 def _trunk(table: Closing) -> dict[str, tuple[Spans, str | None]]:
     lengths = table.stop - table.start
-    _, first = np.unique(table.episode, return_index=True)
-    episodes = np.add.reduceat(lengths, first)
-    return {
-        "episode": (Spans.from_lengths(torch.from_numpy(episodes)), None),
-        "stream": (Spans.from_lengths(torch.from_numpy(lengths)), "episode"),
-    }
+    first = np.flatnonzero(np.concatenate([[True], table.episode[1:] != table.episode[:-1]]))
+    stream = episode = Spans.from_lengths(torch.from_numpy(lengths))
+    if len(first) < len(lengths):
+        episode = Spans.from_lengths(torch.from_numpy(np.add.reduceat(lengths, first)))
+    return {"episode": (episode, None), "stream": (stream, "episode")}
 
 
 def _streams(
@@ -400,8 +401,9 @@ def _partition(found: Found, track: Track, size: int, partitions: dict[str, tupl
         partitions[track.name] = (spans, parent)
         return
     lasting = decisions.stop > decisions.start
-    starts = decisions.start[lasting]
-    partitions[track.name] = (Spans(torch.cat([starts, torch.tensor([size])])), parent)
+    starts, outer = decisions.start[lasting], partitions[parent][0]
+    same = len(starts) == outer.n  # of two partitions, the one that refines the other has more spans, or is it
+    partitions[track.name] = (outer if same else Spans(torch.cat([starts, torch.tensor([size])])), parent)
     decisions.span[lasting] = torch.arange(len(starts))
 
 

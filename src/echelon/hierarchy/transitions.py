@@ -78,6 +78,9 @@ class Transitions:
         if bool(carried.any()):
             rows = self._joined(rows, carried)
         ended = rows["end"] != End.OPEN
+        if bool(ended.all()):  # as of a level that decides on every tick
+            self.open = {}
+            return rows
         self.open = select(rows, ~ended)
         return select(rows, ended)
 

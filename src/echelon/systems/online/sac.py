@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echelon.data.replay import Replay
@@ -26,7 +25,7 @@ from echelon.hierarchy.level import Level
 from echelon.hierarchy.transitions import Columns, Transitions
 from echelon.nets.actors import SquashedGaussian
 from echelon.nets.frozen import frozen
-from echelon.nets.mlp import EnsembleMLP
+from echelon.nets.rectified import RectifiedEnsemble
 from echelon.rollout import Rollout
 from echelon.systems.online.common import BoundedLevel, Reader
 from echelon.training.agent import Batch, Metrics, Update
@@ -54,7 +53,7 @@ class SoftActorCritic(nn.Module):
         super().__init__()
         self.rate, self.target_entropy, self.learned = rate, target_entropy, temperature is None
         self.actor = SquashedGaussian(features, hidden, actions)
-        self.critic = EnsembleMLP(2, [features + actions, *hidden, 1], activation=F.relu)
+        self.critic = RectifiedEnsemble(2, [features + actions, *hidden, 1])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         start = torch.tensor(math.log(1.0 if temperature is None else temperature))
         self.log_temperature = nn.ParameterList([nn.Parameter(start, requires_grad=self.learned)])
