@@ -4,8 +4,9 @@
 
 Needs the extra `peers`. Both take turns; everything is at Stable-Baselines3's defaults: PPO of 2,048 steps of each of
 eight CartPole-v1, ten epochs, minibatches of 64, two layers of 64; SAC on HalfCheetah-v5, a gradient step of 256 rows
-an environment step, two layers of 256. A figure is the median over turns, a ratio the median of the ratios within
-turns. `--returns` trains both with five seeds and compares greedy episodes in the end.
+an environment step, two layers of 256. The peer runs in torch's default mode of products, and again in the one that
+echelon chose. A figure is the median over turns, a ratio the median of the ratios within turns. `--returns` trains both
+with five seeds and compares greedy episodes in the end.
 """
 
 from __future__ import annotations
@@ -83,6 +84,17 @@ def sac_of(seed: int) -> tuple[OnlineConfig, Any]:
     return config, peers().SAC("MlpPolicy", "HalfCheetah-v5", learning_starts=START, seed=seed, device="cpu")
 
 
+@contextlib.contextmanager
+def products(mode: str) -> Iterator[None]:
+    """Within it, float32 products in this mode of torch; "highest" is its default."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(mode)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def turn(work: Callable[[], Any], steps: int) -> tuple[float, float]:
     """Steps a second of CPU time and of wall time."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -91,7 +103,8 @@ def turn(work: Callable[[], Any], steps: int) -> tuple[float, float]:
 
 
 def speed(contest: Callable[[int], tuple[OnlineConfig, Any]], iterations: int, turns: int) -> list[float]:
-    """[ours, theirs, ratio] in steps a second of CPU time, then the same by the wall clock."""
+    """Steps a second of CPU time: [ours, theirs, ratio, theirs in our mode of products, ratio]; last, the first ratio
+    by the wall clock."""
     config, theirs = contest(0)
     steps, warm = iterations * config.steps, max(1, 2 * START // config.steps)
     rows: list[tuple[float, ...]] = []
@@ -100,9 +113,15 @@ def speed(contest: Callable[[int], tuple[OnlineConfig, Any]], iterations: int, t
         theirs.learn(warm * config.steps)
         for _ in range(turns):
             mine = turn(lambda: iterate(run, iterations), steps)
-            his = turn(lambda: theirs.learn(steps, reset_num_timesteps=False), steps)
-            rows.append((mine[0], his[0], mine[0] / his[0], mine[1], his[1], mine[1] / his[1]))
+            plain, tuned = (peer_turn(theirs, steps, mode) for mode in ("highest", run.runtime.matmul))
+            rows.append((mine[0], plain[0], mine[0] / plain[0], tuned[0], mine[0] / tuned[0], mine[1] / plain[1]))
     return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def peer_turn(theirs: Any, steps: int, mode: str) -> tuple[float, float]:
+    """A turn of the peer with products in this mode."""
+    with products(mode):
+        return turn(lambda: theirs.learn(steps, reset_num_timesteps=False), steps)
 
 
 def returns(contest: Callable[[int], tuple[OnlineConfig, Any]], steps: int, seeds: int) -> tuple[list[float], ...]:
@@ -115,7 +134,8 @@ def returns(contest: Callable[[int], tuple[OnlineConfig, Any]], steps: int, seed
         with ours(config, choose("cpu", "float32", 1)) as run:
             iterate(run, -(-steps // config.steps))
             found[0].append(float(run.evaluator.run(run.agent, run.step).row["return"]))
-        theirs.learn(steps)
+        with products("highest"):
+            theirs.learn(steps)
         found[1].append(float(evaluate_policy(theirs, theirs.get_env(), 20, warn=False)[0]))
     return found
 
@@ -133,7 +153,7 @@ def batched(turns: int, ticks: int = 200, slots: int = 1024) -> list[float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="0: no speeds")
     parser.add_argument("--returns", action="store_true", help="compare final returns too, which takes half an hour")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs=2, default=(98_304, 10_000), help="of PPO and SAC with --returns")
@@ -144,13 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EchelonError as error:
         raise SystemExit(f"online_peer: {error}") from None
     cases = (("PPO, CartPole-v1 x8, steps/s", ppo_of, 1), ("SAC, HalfCheetah-v5, updates/s", sac_of, 200))
-    print(f"{'':32}{'echelon':>10}{'SB3':>10}{'ratio':>7}{'wall:':>10}{'SB3':>10}{'ratio':>7}{'target':>8}")
-    for name, contest, iterations in cases:
-        mine, theirs, ratio, *wall = speed(contest, iterations, chosen.turns)
-        print(f"{name:32}{mine:10.0f}{theirs:10.0f}{ratio:7.2f}{wall[0]:10.0f}{wall[1]:10.0f}{wall[2]:7.2f}", end="")
+    print(f"{'':32}{'echelon':>10}{'SB3':>10}{'ratio':>7}{'our mode':>10}{'ratio':>7}{'wall ratio':>12}{'target':>8}")
+    for name, contest, iterations in cases if chosen.turns else ():
+        mine, plain, ratio, tuned, harder, wall = speed(contest, iterations, chosen.turns)
+        print(f"{name:32}{mine:10.0f}{plain:10.0f}{ratio:7.2f}{tuned:10.0f}{harder:7.2f}{wall:12.2f}", end="")
         print(f"{TARGET:8.1f}", flush=True)
-    cpu, wall_clock = batched(chosen.turns)
-    print(f"{'PPO acting, four-rooms x1024':32}{cpu:10.0f}{'':17}{wall_clock:10.0f}", flush=True)
+    if chosen.turns:
+        cpu, wall_clock = batched(chosen.turns)
+        print(f"{'PPO acting, four-rooms x1024':32}{cpu:10.0f}   by the wall clock {wall_clock:.0f}", flush=True)
     for (name, contest, _), steps in zip(cases, chosen.steps if chosen.returns else (), strict=False):
         mine_all, theirs_all = returns(contest, steps, chosen.seeds)
         print(f"{name.rsplit(',', 1)[0]}, return after {steps} steps, {chosen.seeds} seeds")
