@@ -23,7 +23,7 @@ from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
 from echelon.evidence import reproduce
 from echelon.evidence.run import Run
-from echelon.systems.offline import moved, smore
+from echelon.systems.offline import moved
 from echelon.systems.offline.beside import beside, gained_over
 from echelon.systems.offline.cells import rank_correlation, straight_order, value_order
 from echelon.systems.offline.hilp import HILP, HILPConfig
@@ -173,7 +173,7 @@ def test_an_arm_is_the_recipe_with_changes():
     assert side.config(4) == dataclasses.replace(changed, prompt="goal", skill_temperature=3.0)
 
 
-@pytest.mark.parametrize(("system", "trainings"), [("saw", 9), ("hilp", 6), ("smore", 18), ("hecrl", 6)])
+@pytest.mark.parametrize(("system", "trainings"), [("saw", 9), ("hilp", 6), ("smore", 21), ("hecrl", 6)])
 def test_claims_share_their_trainings(system, trainings):
     assert len(configs(system)) == trainings
 
@@ -190,18 +190,18 @@ def test_what_a_score_is_compared_with_is_trained_too():
                 assert dataclasses.replace(score.arm.config(0), env=score.statistic.keywords["env"]) in trained
 
 
-@pytest.mark.parametrize("place", ["fetchreach", "fetchpush"])
-def test_smore_s_claims_are_about_one_place(place, monkeypatch):
-    monkeypatch.setattr(smore, "PLACE", place)
-    monkeypatch.setattr(smore, "ENOUGH", 60.0)
+def test_smore_s_claims_are_about_pushing_and_reaching():
     for full, shares in ((False, ("", "1")), (True, ("", "2.5", "1"))):
-        enough, cloning, awr = reproduce.claims_of("smore", full)
-        assert enough.test == AtLeast(60) and "60 %" in enough.text
-        data = {f"{place}-mixed{share}-v0" for share in shares}
+        reaches, above_cloning, above_awr, cloning, awr = reproduce.claims_of("smore", full)
+        assert reaches.test == AtLeast(95) and all(
+            s.arm.config(0).env == "fetchreach-mixed-v0" for s in reaches.measured
+        )
+        data = {f"fetchpush-mixed{share}-v0" for share in shares}
         for claim, sides in ((cloning, 2), (awr, 3)):
             curves = [score for score in claim.also if score.statistic is success]
             assert {score.arm.config(0).env for score in curves} == data and len(curves) == sides * len(data)
-        assert all(score.arm.config(0).env in data for score in enough.measured)
+        for claim in (above_cloning, above_awr):
+            assert {score.arm.config(0).env for score in claim.measured} == {"fetchpush-mixed-v0"}
 
 
 def test_ablations_differ_in_what_they_are_named_after():
@@ -223,6 +223,8 @@ def test_ablations_differ_in_what_they_are_named_after():
         ("hilp", "plan-not-below-goal"): set(),
         ("hilp", "above-euclidean"): {"embedding", "skill_temperature"},
         ("hilp", "order-of-distances"): set(),
+        ("smore", "above-cloning"): {"temperature"},
+        ("smore", "above-awr"): {"variant"},
         ("smore", "fewer-experts"): {"temperature"},
         ("smore", "fewer-experts-than-awr"): {"variant"},
         ("hecrl", "moves-fewer"): {"high"},

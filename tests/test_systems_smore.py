@@ -302,7 +302,9 @@ def test_recipes():
     assert (full.batch_size, full.updates, full.value_hidden, full.lr) == (256, 3_000_000, (256,) * 3, 3e-4)
     for size in ("cpu", "demo"):
         small = recipe(smore.SMOReConfig, "fetchreach-mixed-v0", size)
-        assert (small.step_reward, small.temperature, small.value_hidden) == (-0.2, 3, (256, 256))
+        assert (small.step_reward, small.temperature, small.value_hidden) == (-1, 3, (256, 256))
+        assert (small.discount, small.target_rate, small.normalize) == (0.97, 0.05, True)
+    assert not full.normalize
 
 
 # --- goals apart from observations, in a run

@@ -24,7 +24,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "transitions": 500_000,
         "planning_states": 5_000,
         "planning_neighbours": 5,  # a thousandth of the states, as published
-        "step_reward": -0.2,
         "hidden": (256, 256),
         "diffuser_hidden": (256, 256, 256, 256),
         "samples": 64,
@@ -39,7 +38,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "transitions": 250_000,
         "planning_states": 5_000,
         "planning_neighbours": 5,  # a thousandth of the states, as published
-        "step_reward": -0.2,
         "hidden": (256, 256),
         "diffuser_hidden": (256, 256, 256, 256),
         "samples": 64,
@@ -63,6 +61,9 @@ CLONING: dict[str, dict[str, float]] = {
 SHORT: dict[str, dict[str, Any]] = {
     # a distance of n steps is learned after some n / target_rate updates: 60,000 for an episode, at the published rate
     "hilp": {"target_rate": 0.03},
+    # in Fetch goals are centimetres apart, experts few and episodes 50 steps long
+    "smore": {"normalize": True, "discount": 0.97, "target_rate": 0.05, "lr": 1e-3, "future": 0.2}
+    | {"step_reward": -1.0, "expectile": 0.9},
 }
 """What a system needs where updates are few; at the published size there are enough of them."""
 
