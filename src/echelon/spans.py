@@ -9,7 +9,7 @@ Legend: N items, n spans; a column of items is a tensor [N, ...], a column of sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from echelon import _siblings
+from echelon._lazy import lazy
 from echelon._recurrence import recurrence, window_sums
 from echelon._sorting import stable_argsort
 from echelon.errors import EchelonError
@@ -27,22 +28,6 @@ Statistic = Literal["mean", "std", "loo_mean", "rank", "quantile", "max"]
 
 class SpanError(EchelonError, ValueError):
     """A partition is malformed, or an operation got a column, a name or an option that does not fit it."""
-
-
-class _lazy:
-    """A tensor computed when first read; functools' cached_property takes a lock, which torch.compile cannot trace."""
-
-    def __init__(self, compute: Callable[[Spans], Tensor]):
-        self.compute, self.__doc__ = compute, compute.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, spans: Spans, owner: type) -> Tensor:
-        with torch.inference_mode(False):  # first read in an evaluation, it still serves a loss later
-            value = self.compute(spans)
-        setattr(spans, self.name, value)
-        return value
 
 
 class Spans:
@@ -152,22 +137,22 @@ class Spans:
     def device(self) -> torch.device:
         return self.offsets.device
 
-    @_lazy
+    @lazy
     def starts(self) -> Tensor:
         """int64 [n]: the first item of each span."""
         return self._item(self.offsets[:-1])
 
-    @_lazy
+    @lazy
     def ends(self) -> Tensor:
         """int64 [n]: the last item of each span (inclusive)."""
         return self._item(self.offsets[1:] - 1)
 
-    @_lazy
+    @lazy
     def ids(self) -> Tensor:
         """int64 [N]: the span of each item."""
         return self._unpack(self._span_of_slot)
 
-    @_lazy
+    @lazy
     def position(self) -> Tensor:
         """int64 [N]: how many items of its span stand before each item."""
         return self._unpack(torch.arange(self.size, device=self.device) - self.offsets[self._span_of_slot])
@@ -350,17 +335,17 @@ class Spans:
     def _unpack(self, x: Tensor) -> Tensor:
         return x if self.order is None else x[self._slot_of_item]
 
-    @_lazy
+    @lazy
     def _slot_of_item(self) -> Tensor:
         slots = torch.arange(self.size, device=self.device)
         return slots if self.order is None else torch.empty_like(slots).index_copy_(0, self.order, slots)
 
-    @_lazy
+    @lazy
     def _span_of_slot(self) -> Tensor:
         spans = torch.arange(self.n, device=self.device)
         return torch.repeat_interleave(spans, self.lengths, output_size=self.size)
 
-    @_lazy
+    @lazy
     def _has_next(self) -> Tensor:
         """bool [N], by slot: whether another item follows in the same span."""
         last = self.offsets[1:] - 1

@@ -32,7 +32,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
@@ -54,9 +53,17 @@ from echelon.training.config import Config
 
 Variant = Literal["smore_stable", "smore", "sparse"]
 REGULARISER = 1e-4
-PUSH: dict[str, Any] = {"updates": 30_000, "eval_every": 5_000}
-REACH: dict[str, Any] = {"updates": 2_500, "eval_every": 2_500}
-"""What the claims' CPU size has instead of the recipe's, for pushing a block and for reaching a place."""
+REACH, MANY, FEW = "fetchreach-mixed-v0", "fetchpush-mixed-v0", "fetchpush-mixed1-v0"
+"""Data of the claims: experts collected a tenth of the episodes, of the last a hundredth."""
+PUSHING = {"updates": 30_000, "eval_every": 5_000}
+SMALL = {REACH: {"updates": 2_500, "eval_every": 2_500}, MANY: PUSHING, FEW: PUSHING}
+"""What the claims' CPU size has instead of the recipe's."""
+ARMS: dict[str, dict[str, Any]] = {
+    "SMORe": {},
+    "cloning (temperature 0)": {"temperature": 0.0},
+    "AWR (sparse reward)": {"variant": "sparse"},
+}
+"""Sides of the claims, and how they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,59 +284,54 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     from echelon.systems.offline.recipes import arm
 
     size, source = "published" if full else "cpu", "arXiv 2311.02013"
-    many, few = "fetchpush-mixed-v0", "fetchpush-mixed1-v0"
-    between = ("fetchpush-mixed2.5-v0",) if full else ()
+    data = (MANY, *(("fetchpush-mixed2.5-v0",) if full else ()), FEW)
     share = partial(metric, name="actor/effective_share")
+    smore, cloning, awr = ARMS
 
-    def side(data: str, name: str, **changes: Any) -> Arm:
-        short = REACH if data.startswith("fetchreach") else PUSH
-        return arm(SMOReConfig, data, size, name, **({} if full else short), **changes)
+    def side(name: str, env: str) -> Arm:
+        return arm(SMOReConfig, env, size, name, **({} if full else SMALL[env]), **ARMS[name])
 
-    def smore(data: str) -> Arm:
-        return side(data, "SMORe")
-
-    def cloning(data: str) -> Arm:
-        return side(data, "cloning (temperature 0)", temperature=0.0)
-
-    def awr(data: str) -> Arm:
-        return side(data, "AWR (sparse reward)", variant="sparse")
-
-    def above(slug: str, than: str, other: Callable[[str], Arm], *also: Score) -> Claim:
+    def above(slug: str, other: str) -> Claim:
         return Claim(
             id=slug,
-            text=f"Where an expert collected a tenth of the data ({many}) SMORe pushes the block to more goals "
-            f"than {than} with goals in hindsight, by 10 points or more, with the same networks and draws.",
-            method=Score(smore(many), success),
-            baseline=Score(other(many), success),
+            text=f"Where an expert collected a tenth of the data ({MANY}) SMORe pushes the block to more goals than "
+            f"{other} with goals in hindsight, by 10 points or more, with the same networks and draws.",
+            method=Score(side(smore, MANY), success),
+            baseline=Score(side(other, MANY), success),
             test=Above(10),
             source=source,
-            also=(Score(smore(many), share), *also),
+            also=tuple(Score(side(name, MANY), share) for name in (smore, other)),
         )
 
-    def loses_less(slug: str, than: str, other: Callable[[str], Arm], *also: Score) -> Claim:
-        sides = dict.fromkeys((smore, cloning, other))  # whose success on all data is recorded
+    def loses_less(slug: str, other: str) -> Claim:
         return Claim(
             id=slug,
-            text=f"From a tenth of experts' episodes to a hundredth ({few}) SMORe loses less than {than} with goals "
+            text=f"From a tenth of experts' episodes to a hundredth ({FEW}) SMORe loses less than {other} with goals "
             "in hindsight, with the same networks and draws.",
-            method=Score(smore(few), partial(gained_over, env=many)),
-            baseline=Score(other(few), partial(gained_over, env=many)),
+            method=Score(side(smore, FEW), partial(gained_over, env=MANY)),
+            baseline=Score(side(other, FEW), partial(gained_over, env=MANY)),
             test=Above(0),
             source=source,
-            also=(*(Score(each(data), success) for data in (many, *between, few) for each in sides), *also),
+            also=tuple(
+                Score(side(name, env), statistic)
+                for env in data
+                for name in (smore, other)
+                for statistic in (success, share)
+            ),
         )
 
+    reached = side(smore, REACH)
     return (
         Claim(
             id="reaches",
-            text="Where an expert collected a tenth of the data (fetchreach-mixed-v0) SMORe reaches 95 % of the goals.",
-            method=Score(smore("fetchreach-mixed-v0"), success),
+            text=f"Where an expert collected a tenth of the data ({REACH}) SMORe reaches 95 % of the goals.",
+            method=Score(reached, success),
             test=AtLeast(95),
             source=source,
-            also=(Score(smore("fetchreach-mixed-v0"), partial(metric, name="critic/largest")),),
+            also=(Score(reached, partial(metric, name="critic/largest")),),
         ),
-        above("above-cloning", "cloning", cloning),
-        above("above-awr", "AWR", awr, Score(awr(many), share)),
-        loses_less("fewer-experts", "cloning", cloning, Score(smore(few), share)),
-        loses_less("fewer-experts-than-awr", "AWR", awr, Score(smore(few), share), Score(awr(few), share)),
+        above("above-cloning", cloning),
+        above("above-awr", awr),
+        loses_less("fewer-experts", cloning),
+        loses_less("fewer-experts-than-awr", awr),
     )
