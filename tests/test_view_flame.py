@@ -19,6 +19,7 @@ from small_language import small, tiny_language
 from test_view import checked, record
 
 from echelon.credit.returns import gae
+from echelon.errors import EchelonError
 from echelon.evidence.view import control, flame, gather, talk
 from echelon.evidence.view.page import page
 from echelon.evidence.view.timeline import Strings, Timeline, followed, lanes, packed, unpacked
@@ -241,6 +242,29 @@ def hostile_page(folder: Path) -> Path:
     group.runs[0].strings = hostile_run.strings
     (folder / "page.html").write_text(page([group]))
     return folder / "page.html"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("evaluations.jsonl", b'{"step": 1, "tasks": 7}\n'),
+        ("evaluations.jsonl", b'{"tasks": {"a": [1]}}\n'),
+        ("metrics.jsonl", b'{"loss": 1.0}\n'),
+        ("identity.json", b"[1]"),
+        ("result.json", b'{"score": '),
+        ("rollouts/step_000000001.safetensors", b"not a tensor"),
+        ("records/step_000000001.safetensors", b"not a tensor"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes) -> None:
+    fields: dict[str, Any] = {"env": "somewhere", "seed": 0}
+    if file.startswith("records"):
+        fields |= {"group": 1, "warm_episodes": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"system": "nobody", "config": fields}))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(EchelonError, match=Path(file).stem):
+        gather.gather([tmp_path])
 
 
 # ---- in a browser

@@ -216,13 +216,9 @@ def read_run(path: Path) -> Run:
     config = document.get("config")
     if not isinstance(config, dict) or "system" not in document:
         raise DataError(f'{path / "config.json"}: expected {{"system": …, "config": {{…}}}}')
-    evaluations = [
-        Evaluation(int(row["step"]), row["tasks"], _lists(row.get("returns", {})), _lists(row.get("lengths", {})))
-        for row in _rows(path / "evaluations.jsonl")
-        if "tasks" in row
-    ]
+    evaluations = _evaluations(path / "evaluations.jsonl")
     identity, result = _read_json(path / "identity.json"), _read_json(path / "result.json")
-    metrics = _curves(_rows(path / "metrics.jsonl"))
+    metrics = _metrics(path / "metrics.jsonl")
     run = Run(path, str(document["system"]), config, identity, result, evaluations, metrics)
     if not evaluations:
         run.missing["success"] = "not evaluated yet"
@@ -302,6 +298,27 @@ def seeds_table(curves: Iterable[Curve], points: int = 120) -> tuple[Array, Arra
         values = np.add.reduceat(values, edges, axis=1) / counts
         steps = np.add.reduceat(steps, edges) / counts
     return steps, values
+
+
+def _evaluations(file: Path) -> list[Evaluation]:
+    """The evaluations of a file that an agent wrote; DataError names the line that is none."""
+    found = []
+    for number, row in enumerate(_rows(file), 1):
+        try:
+            if "tasks" in row:
+                told = (_lists(row.get("returns", {})), _lists(row.get("lengths", {})))
+                found.append(Evaluation(int(row["step"]), {name: list(x) for name, x in row["tasks"].items()}, *told))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{file}, line {number}: no evaluation as `echelon train` writes it ({error!r})") from error
+    return found
+
+
+def _metrics(file: Path) -> dict[str, Curve]:
+    """The curves of a file of metrics; DataError names the file if its lines are something else."""
+    try:
+        return _curves(_rows(file))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{file}: no metrics as `echelon train` writes them ({error!r})") from error
 
 
 def _lists(told: dict[str, Any]) -> dict[str, list[float]]:
