@@ -275,7 +275,7 @@ class LanguageRun(Trainer):
         groups = whole.episodes.group.unique()[:KEPT_GROUPS]
         kept = whole.write(items=terms).select(torch.isin(whole.episodes.group, groups))
         folder = self.directory / "records"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         kept.save(folder / f"learnt_{self.step:09d}")
 
     def _optimise(self, view: View, weight: Tensor, given: Mapping[str, Tensor]) -> Step:
