@@ -193,7 +193,7 @@ def run_digest(run: Run) -> hashlib._Hash:
     from echelon.training import checkpoint
 
     found = checkpoint.latest(run.path)
-    rollouts, records = (sorted((run.path / kind).glob("*.safetensors")) for kind in ("rollouts", "records"))
+    rollouts, records = (sorted((run.path / kind).glob("step_*.safetensors")) for kind in ("rollouts", "records"))
     if found is None or not (rollouts or records):
         raise DataError(f"{run.path} holds no checkpoint or no rollout; it cannot be compared")
     ink = hashlib.sha256()
