@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,6 +28,7 @@ from echelon.hierarchy.runner import Runner
 from echelon.systems.online.flat_ppo import FlatPPO
 from echelon.systems.online.sac import SAC
 from echelon.training.metrics import JsonLines
+from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
 from echelon.training.online.loop import OnlineRun
 from echelon.training.online.worlds import make_world
@@ -52,7 +53,8 @@ def peers() -> Any:
 @contextlib.contextmanager
 def ours(config: OnlineConfig, runtime: Runtime) -> Iterator[OnlineRun]:
     """A run whose `iterate` may be called, with its lines of episodes written to a folder that is removed."""
-    system = {"flat-ppo": FlatPPO, "sac": SAC}[config.system]
+    systems: dict[str, type[OnlineAgent]] = {"flat-ppo": FlatPPO, "sac": SAC}
+    system = systems[config.system]
     seed_everything(config.seed)
     with tempfile.TemporaryDirectory() as folder, runtime.active():
         run = OnlineRun.build(system, config, Path(folder), runtime, OnlineRun.inputs(system, config, print))
@@ -136,7 +138,8 @@ def returns(contest: Callable[[int], tuple[OnlineConfig, Any]], steps: int, seed
             found[0].append(float(run.evaluator.run(run.agent, run.step).row["return"]))
         with products("highest"):
             theirs.learn(steps)
-        found[1].append(float(evaluate_policy(theirs, theirs.get_env(), 20, warn=False)[0]))
+        mean, _ = evaluate_policy(theirs, theirs.get_env(), 20, warn=False)
+        found[1].append(cast(float, mean))
     return found
 
 

@@ -24,7 +24,7 @@
   const columns = (told) => Object.fromEntries(Object.entries(told || {}).map(([name, one]) => [name, column(one)]));
   const visible = (text) => text.replace(HIDDEN, (c) => "\u27e8U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9");
   const brief = (text, most) => visible(text.length > most ? text.slice(0, Math.max(most - 1, 0)) + "\u2026" : text).replace(/\s+/g, " ");
-  const number = (x) => (x === null || !isFinite(x) ? "unknown" : String(Number(x.toPrecision(7)))).replace("-", "\u2212");
+  const number = (x, digits = 7) => (x === null || !isFinite(x) ? "unknown" : String(Number(x.toPrecision(digits)))).replace("-", "\u2212");
   function node(name, attributes, ...inside) {
     const svg = ["svg", "g", "use", "path", "circle"].includes(name);
     const element = svg ? document.createElementNS(NS, name) : document.createElement(name);
@@ -425,7 +425,7 @@
     episode.tokenValue = parts.length ? Float64Array.from(parts[0], (_, k) => parts.reduce((sum, part) => sum + part[k], 0)) : episode.tokens["log-probability"];
     episode.tokenScale = episode.tokenValue ? scale(episode.tokenValue) : null;
     const s = episode.scale, gradient = s ? node("i", { style: "background:linear-gradient(90deg," + s.list.map((c) => c.fill).join(",") + ")" }) : "";
-    bar.replaceChildren(...(s ? [number(s.low), gradient, number(s.high)] : []));
+    bar.replaceChildren(...(s ? [number(s.low, 2), gradient, number(s.high, 2)] : []));
     soon();
   }
 
