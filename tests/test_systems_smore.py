@@ -235,6 +235,27 @@ def test_temperature_0_clones():
     assert float(metrics["actor/effective_share"]) == 1 and float(mean.detach().abs().max()) < 1
 
 
+def test_who_clones_learns_neither_value_nor_critics():
+    """They would change nothing: the policy's steps are those of any other draw of their weights."""
+    one, two = agent_of(temperature=0.0), agent_of(temperature=0.0)
+    with torch.no_grad():
+        for module in (two.value, two.critic, two.target_critic):
+            for parameter in module.parameters():
+                parameter.mul_(-2)
+    before, batch = copy.deepcopy(one), mixed_batch()
+    for agent in (one, two):
+        learner = Learner(agent, choose("cpu", "float32", 1))
+        for step in (1, 2):
+            metrics = learner.step(step, batch)
+        assert set(metrics) >= {"loss/actor", "actor/effective_share"} and "loss/critic" not in metrics
+    assert one.value_functions(batch["observations"], batch["goals"]) == {}
+    for (name, mine), theirs, old in zip(one.named_parameters(), two.parameters(), before.parameters(), strict=True):
+        if name.startswith("actor"):
+            assert torch.equal(mine, theirs)
+        else:
+            assert torch.equal(mine, old), name
+
+
 def test_networks_may_see_observations_and_goals_by_the_moments_of_offline_rows():
     """The same losses as without, of rows normalised by hand; positions and goals in play as in a batch."""
     plain, agent, batch = agent_of(), agent_of(normalize=True), mixed_batch()

@@ -11,7 +11,7 @@ their goal (source 1); value and policy learn from source 0 alone. Goals are the
 apart from observations. The updates are stepped one after the other: value, policy, critics, then the targets, towards
 the new critics.
 Baselines with the same draws, networks and order of updates, both with goals in hindsight:
-- GCBC, `temperature=0`: every weight of the policy's regression is 1;
+- GCBC, `temperature=0`: every weight of the policy's regression is 1, so that neither value nor critics are learned;
 - AWR (arXiv 1910.00177), `variant="sparse"`: advantages of a sparse reward, with critics that learn by temporal
   differences from the rows of both sources. The reward is -c at the goal, for ever, and c elsewhere. k steps before it
   is entered that is worth (2 gamma^k - 1) (-c) / (1 - gamma): the discounted 0/1 reward on the scale of smore_stable's
@@ -195,13 +195,23 @@ class SMORe(Agent):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = TanhPolicy(pair, config.actor_hidden, spec.action_dim)
 
+    @property
+    def clones(self) -> bool:
+        """Whether all weights are 1: then nothing asks for scores or values, and neither is learned."""
+        return self.config.temperature == 0
+
     def prepare(self, batch: Batch) -> Batch:
-        """The offline rows, with the `scores` [B] of the target critics; the entering rows, as `entering_...`."""
+        """The offline rows, with the `scores` [B] of the target critics; the entering rows, as `entering_...`.
+
+        Where all weights are 1, the offline rows alone.
+        """
         offline, entering = by_source(batch, 2)
         if self.norm is not None:
             self.norm.update(torch.cat([offline["observations"], offline["goals"]], -1))
-        offline, entering = self.normalized(offline), self.normalized(entering)
-        entering = {f"entering_{name}": column for name, column in entering.items()}
+        offline = self.normalized(offline)
+        if self.clones:
+            return offline
+        entering = {f"entering_{name}": column for name, column in self.normalized(entering).items()}
         return offline | entering | {"scores": scores(self.target_critic, offline).amin(0)}
 
     def normalized(self, rows: Batch) -> Batch:
@@ -228,7 +238,7 @@ class SMORe(Agent):
         """AWR with A = S - V; how many of the batch's rows the weights leave."""
         s, g, temperature = batch["observations"], batch["goals"], self.config.temperature
         with torch.no_grad():
-            advantage = batch["scores"] - self.value(s, g)[0]
+            advantage = s.new_zeros(len(s)) if self.clones else batch["scores"] - self.value(s, g)[0]
         log_prob = self.actor.log_prob(self.actor(s, g), batch["actions"])
         loss = awr_loss(advantage, log_prob, temperature)
         return loss, {
@@ -256,11 +266,11 @@ class SMORe(Agent):
 
     def updates(self) -> tuple[Update, ...]:
         lr = self.config.lr
-        return (
-            Update("value", self.value_loss, (self.value,), lr),
-            Update("actor", self.actor_loss, (self.actor,), lr, schedule=self.cosine),
-            Update("critic", self.critic_loss, (self.critic,), lr),
-        )
+        actor = Update("actor", self.actor_loss, (self.actor,), lr, schedule=self.cosine)
+        if self.clones:
+            return (actor,)
+        value = Update("value", self.value_loss, (self.value,), lr)
+        return value, actor, Update("critic", self.critic_loss, (self.critic,), lr)
 
     def cosine(self, step: int) -> float:
         """The factor of the policy's learning rate: from 1 at the first step to 0 after the last."""
@@ -268,6 +278,8 @@ class SMORe(Agent):
 
     def commit(self, aux: Metrics) -> None:
         """Move the targets towards the critics as they are after their step."""
+        if self.clones:
+            return
         targets, sources = tuple(self.target_critic.parameters()), tuple(self.critic.parameters())
         torch._foreach_lerp_(targets, sources, self.config.target_rate)
 
@@ -275,7 +287,7 @@ class SMORe(Agent):
         return (GoalLevel(lambda s, g: self.actor(*self.seen(s, g))),)
 
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
-        return {"V": self.value(*self.seen(observation, goal))[0]}
+        return {} if self.clones else {"V": self.value(*self.seen(observation, goal))[0]}
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
