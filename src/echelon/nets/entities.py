@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echelon.nets.mlp import MLP, NORM_EPS
+from echelon.nets.transformer import attend
 
 Kinds = Sequence[tuple[int, int]]
 
@@ -119,8 +119,7 @@ class Attention(nn.Module):
         """Tokens x [..., M, E] attend to `context` [..., K, E]; returns [..., M, E]."""
         nothing = self.nothing.expand(*context.shape[:-2], -1, -1)
         key, value = torch.cat([self.key_value(context), nothing], -2).chunk(2, -1)
-        split = (y.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for y in (self.query(x), key, value))
-        return self.out(F.scaled_dot_product_attention(*split).transpose(-3, -2).flatten(-2))
+        return self.out(attend(self.query(x), key, value, self.heads))
 
 
 class AdaptiveNorm(nn.Module):
