@@ -9,8 +9,9 @@ Source: the batches of SMORe (arXiv 2311.02013) and its released sampler, whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -83,6 +84,7 @@ class Mixture:
         self, specs: Sequence[HindsightSpec], columns: Columns, observations: Tensor, row: Tensor, episodes: Spans
     ):
         self.specs, self.row, device = list(specs), row, row.device
+        self.uniforms = UNIFORMS * len(self.specs)
         self.starts, self.lengths = episodes.starts, episodes.lengths
         self.long = (self.lengths >= 2).nonzero().squeeze(1)
         if not len(self.long):
@@ -141,6 +143,10 @@ class Mixture:
             "source": source,
             "entered": (self.reached[row + 1] - goals).norm(dim=-1) < self.radii[source],
         }
+
+    def batches(self, u: Tensor, observations: Tensor, actions: Tensor) -> Callable[[slice], dict[str, Tensor]]:
+        """Draw from u, and gather when asked for rows."""
+        return partial(self.gather, self.draw(u), observations, actions)
 
 
 def by_source(batch: Mapping[str, Tensor], sources: int) -> list[dict[str, Tensor]]:

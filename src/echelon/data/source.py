@@ -11,9 +11,9 @@ from torch import Tensor
 
 from echelon.data.check import check_episodes
 from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
-from echelon.data.hindsight import UNIFORMS as ROW_UNIFORMS
 from echelon.data.hindsight import HindsightSpec, Mixture
 from echelon.data.store import Store
+from echelon.data.windows import Windows, WindowSpec
 from echelon.errors import CheckpointError
 from echelon.spans import Spans
 
@@ -28,7 +28,8 @@ class OfflineSource:
     and, where the specification has steps, `{name}_targets` [B, O].
 
     Specifications that draw transitions together with their goals make a mixture instead (echelon.data.hindsight): B
-    rows of each, one after the other, with `goals` and a column `source`. The two kinds are not mixed.
+    rows of each, one after the other, with `goals` and a column `source`. A specification of windows makes batches of
+    windows [B, W, ...] with goals that follow them (echelon.data.windows). The kinds are not mixed.
 
     Indices are drawn for `block` batches at a time, which divides the cost of the small integer operations; the
     order of batches is part of the run's identity and does not depend on when it is saved.
@@ -39,7 +40,7 @@ class OfflineSource:
     def __init__(
         self,
         store: Store,
-        goals: Mapping[str, GoalSpec | HindsightSpec],
+        goals: Mapping[str, GoalSpec | HindsightSpec | WindowSpec],
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
@@ -47,8 +48,11 @@ class OfflineSource:
     ):
         self.goals = {name: spec for name, spec in goals.items() if isinstance(spec, GoalSpec)}
         rows = [spec for spec in goals.values() if isinstance(spec, HindsightSpec)]
-        if rows and self.goals:
+        windows = [spec for spec in goals.values() if isinstance(spec, WindowSpec)]
+        if self.goals and (rows or windows):
             raise ValueError(f"{', '.join(self.goals)}: goals for drawn rows, beside specifications that draw both")
+        if windows and len(goals) > 1:
+            raise ValueError(f"{', '.join(goals)}: windows are drawn by one specification, and by nothing beside it")
         self.batch_size, self.block = batch_size, block
         check_episodes(store.columns, f"data set '{store.name}' in {store.path}", lengths=store.lengths)
         self.observations = torch.as_tensor(store.columns["observations"]).to(device)
@@ -59,7 +63,11 @@ class OfflineSource:
         self.final = self.episodes.end_of(torch.arange(self.episodes.size, device=device))
         self.generator = torch.Generator(device).manual_seed(seed)
         self._before_block = self.generator.get_state()
-        self.mixture = Mixture(rows, store.columns, self.observations, self.row, self.episodes) if rows else None
+        self.rows: Mixture | Windows | None = None
+        if rows:
+            self.rows = Mixture(rows, store.columns, self.observations, self.row, self.episodes)
+        elif windows:
+            self.rows = Windows(windows[0], self.observations.shape[-1], self.row, self.episodes)
         self._drawn: Callable[[slice], Batch] | None = None
         self._position = 0
 
@@ -100,9 +108,8 @@ class OfflineSource:
     def _draw(self) -> None:
         self._before_block = self.generator.get_state()
         count = self.block * self.batch_size
-        if self.mixture is not None:
-            drawn = self.mixture.draw(self._uniforms(ROW_UNIFORMS * len(self.mixture.specs), count))
-            self._drawn = partial(self.mixture.gather, drawn, self.observations, self.actions)
+        if self.rows is not None:
+            self._drawn = self.rows.batches(self._uniforms(self.rows.uniforms, count), self.observations, self.actions)
         else:
             u = self._uniforms(1 + UNIFORMS * len(self.goals), count)
             n = self.transitions

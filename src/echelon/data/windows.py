@@ -1,0 +1,115 @@
+"""Windows of consecutive steps and the goals that follow them, for policies that read or write sequences.
+
+Legend: i transition index, f index of the last transition of i's episode, u uniform numbers in [0, 1), B batch, W steps
+of a window, G frames of a goal, O size of an observation. Indices live in transition space: an episode's last
+observation is neither a step nor a goal (see echelon.data.goals).
+Source: BESO (arXiv 2304.02532) and its released sampler, which draws whole windows alone and no goal where too few
+frames follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from echelon.spans import Spans
+
+Anchor = Literal["last", "first"]
+Mask = Literal["sample", "element"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """How to draw windows and goals.
+
+    steps: W, consecutive steps of one episode.
+    anchor: which step of the window is the transition that is drawn. "last": it is shorter where the episode begins;
+        "first": where it ends.
+    frames: G, consecutive states from which a goal is made; where the episode ends before, its last one is repeated.
+    ahead: how many steps after the window's last one the first frame may lie at the soonest, uniformly up to where G
+        frames are left; never beyond f.
+    drop: probability that a goal is marked as left out.
+    mask: each sample's as a whole, or "element" by element (the released code: a goal of many numbers is then almost
+        never left out as a whole).
+    """
+
+    steps: int = 1
+    anchor: Anchor = "last"
+    frames: int = 1
+    ahead: int = 1
+    drop: float = 0.0
+    mask: Mask = "sample"
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("frames", 1), ("ahead", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is a probability, got {self.drop}")
+        for name, options in (("anchor", get_args(Anchor)), ("mask", get_args(Mask))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be {' or '.join(options)}, got '{getattr(self, name)}'")
+
+
+class DrawnWindows(NamedTuple):
+    """Transitions int64[B]: `first` and `last` of the window, `goal` of the goal's first frame, `final` of the episode;
+    `kept` bool[B, 1, 1] or [B, G, O]: which goals, or numbers of them, are not left out."""
+
+    first: Tensor
+    last: Tensor
+    goal: Tensor
+    final: Tensor
+    kept: Tensor
+
+
+class Windows:
+    """Draws windows from a data set's transitions, whose rows are `row` int64[N], and gathers them."""
+
+    def __init__(self, spec: WindowSpec, observation_dim: int, row: Tensor, episodes: Spans):
+        self.spec, self.row, self.episodes = spec, row, episodes
+        self.goal_shape = (spec.frames, observation_dim) if spec.mask == "element" else (1, 1)
+        self.uniforms = 2 + self.goal_shape[0] * self.goal_shape[1]
+        """Uniform numbers that one draw consumes: which transition, how far the goal, what is left out."""
+
+    def draw(self, u: Tensor) -> DrawnWindows:
+        """B windows and goals from u float64[uniforms, B]."""
+        spec = self.spec
+        drawn = (u[0] * self.episodes.size).long()
+        start, final = self.episodes.start_of(drawn), self.episodes.end_of(drawn)
+        if spec.anchor == "last":
+            first, last = torch.maximum(drawn - (spec.steps - 1), start), drawn
+        else:
+            first, last = drawn, torch.minimum(drawn + (spec.steps - 1), final)
+        soonest = torch.minimum(last + spec.ahead, final)
+        latest = torch.maximum(final - (spec.frames - 1), soonest)
+        goal = soonest + (u[1] * (latest - soonest + 1)).long()
+        kept = (u[2:] >= spec.drop).T.reshape(-1, *self.goal_shape)
+        return DrawnWindows(first, last, goal, final, kept)
+
+    def gather(self, drawn: DrawnWindows, observations: Tensor, actions: Tensor, b: slice) -> dict[str, Tensor]:
+        """The windows `b`, with their steps at the front.
+
+        `observations` [B, W, O], `actions` [B, W, A]; `real` bool[B, W] is false behind a shorter window's last step,
+        which is repeated there; `goals` [B, G, O] and `kept`, as drawn: what is left out is not erased yet, so that it
+        can be after scaling.
+        """
+        first, last, goal, final, kept = (part[b] for part in drawn)
+        place = first[:, None] + torch.arange(self.spec.steps, device=first.device)
+        frame = goal[:, None] + torch.arange(self.spec.frames, device=first.device)
+        step = self.row[torch.minimum(place, last[:, None])]
+        return {
+            "observations": observations[step],
+            "actions": actions[step],
+            "real": place <= last[:, None],
+            "goals": observations[self.row[torch.minimum(frame, final[:, None])]],
+            "kept": kept,
+        }
+
+    def batches(self, u: Tensor, observations: Tensor, actions: Tensor) -> Callable[[slice], dict[str, Tensor]]:
+        """Draw from u, and gather when asked for rows."""
+        return partial(self.gather, self.draw(u), observations, actions)

@@ -1,0 +1,17 @@
+"""Independent reference of windows and their goals: one sample at a time, from its uniform numbers."""
+
+from typing import Any
+
+
+def window(lengths: list[int], u: Any, steps: int, anchor: str, frames: int, ahead: int) -> tuple[list, list]:
+    """(episode, place) of the window's steps and of the goal's frames; u: which transition, how far the goal."""
+    every = [(e, t) for e, length in enumerate(lengths) for t in range(length)]
+    episode, at = every[int(u[0] * len(every))]
+    length = lengths[episode]
+    places = range(at - steps + 1, at + 1) if anchor == "last" else range(at, at + steps)
+    inside = [t for t in places if 0 <= t < length]
+    possible = [t for t in range(inside[-1] + ahead, length) if t + frames <= length]
+    if not possible:  # too few are left: the soonest, or the last state
+        possible = [min(inside[-1] + ahead, length - 1)]
+    start = possible[int(u[1] * len(possible))]
+    return [(episode, t) for t in inside], [(episode, min(start + k, length - 1)) for k in range(frames)]
