@@ -114,6 +114,22 @@ def test_roles_of_one_agent_are_told_apart_by_their_labels() -> None:
     assert plain(measures.by_level(other, Turns.of(builder.build()))) == {"level/judge/count": 0.0}
 
 
+def test_levels_have_the_variance_of_what_they_own() -> None:
+    turns = Turns.of(record_of([[{"labels": PLAN}], [{"labels": [ACTION, ACTION]}]]))
+    credit, trained = Credit(torch.tensor([4.0, 1.0, 3.0, 2.0, 6.0, 9.0])), torch.tensor([True] * 5 + [False])
+    levels = (
+        LevelSpec("goal", span="label", owns=("Sub-goal",)),
+        LevelSpec("act", owns=("action", "switch")),
+        LevelSpec("all"),
+        LevelSpec("judge", agent="judge"),
+    )
+    assert plain(measures.spreads(levels, turns, credit, trained)) == {
+        "level/goal/advantage_variance": 1.0,
+        "level/act/advantage_variance": round(8 / 3, 6),
+        "level/all/advantage_variance": round((16 + 1 + 9 + 4 + 36) / 5 - 3.2**2, 6),
+    }
+
+
 def test_labels_have_advantages_divergence_and_entropy() -> None:
     turns = Turns.of(record_of([[{"labels": PLAN}], [{"labels": [ACTION, ACTION]}]]))
     credit = Credit(torch.tensor([4.0, 1.0, 3.0, 2.0, 6.0, 9.0]))

@@ -18,7 +18,7 @@ and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,7 @@ from echelon.rollout import Rollout
 from echelon.spans import Spans
 from echelon.systems.online.common import Reader, by_item, observed
 from echelon.training.agent import Batch, Metrics, Update
-from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.agent import Appraisal, OnlineAgent
 from echelon.training.online.config import OnlineConfig
 
 
@@ -239,9 +239,12 @@ class Feudal(OnlineAgent):
     def levels(self, explore: bool) -> tuple[Level, ...]:
         return (ManagerLevel(self), WorkerLevel(self, explore))
 
-    def learn(self, rollout: Rollout) -> Iterator[Batch]:
-        """Credit of both levels along the record, in one batch."""
-        c, episodes = self.config, rollout.spans["stream"]
+    def seen(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """What was read [N, F], the memories that streams begin with, the rows added for final observations bool[N + S].
+
+        Then intrinsic rewards [N], and the values of manager and worker [N + S] each.
+        """
+        episodes = rollout.spans["stream"]
         read, final = self.read(observed(rollout)), self.read(rollout.streams.final_observation)
         longer, seen, last = with_final(episodes, self.perceive(read), self.perceive(final))
         memories = {
@@ -250,7 +253,13 @@ class Feudal(OnlineAgent):
         }
         state, goal, manager_value = self.manager(seen, longer, memories["manager_memory"])
         worker_value = self.worker.value(self.worker.core(seen, longer, memories["worker_memory"]))[:, 0]
-        intrinsic = feudal_intrinsic(episodes, state=state[~last], goal=goal[~last], horizon=c.horizon)
+        intrinsic = feudal_intrinsic(episodes, state=state[~last], goal=goal[~last], horizon=self.config.horizon)
+        return read, memories, last, intrinsic, (manager_value, worker_value)
+
+    def learn(self, rollout: Rollout) -> Iterator[Batch]:
+        """Credit of both levels along the record, in one batch."""
+        c, episodes = self.config, rollout.spans["stream"]
+        read, memories, last, intrinsic, (manager_value, worker_value) = self.seen(rollout)
         credit = feudal(
             episodes,
             reward=rollout.reward_sum(),
@@ -278,6 +287,17 @@ class Feudal(OnlineAgent):
             "manager_target": manager.target["manager"],
             "worker_advantage": worker.advantage,
             "worker_target": worker.target["worker"],
+        }
+
+    def appraise(self, rollout: Rollout) -> Mapping[str, Appraisal]:
+        """Both values; what they are compared with reaches to the end of the record: λ is 1."""
+        c = self.config
+        _, _, last, intrinsic, (manager, worker) = self.seen(rollout)
+        where = {name: rollout.decisions[name].start for name in ("manager", "action")}
+        bonus = c.alpha * intrinsic[where["action"]]
+        return {
+            "manager": Appraisal(manager[~last][where["manager"]], manager[last], c.gamma, 1.0),
+            "action": Appraisal(worker[~last][where["action"]], worker[last], c.worker_gamma, 1.0, bonus),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:

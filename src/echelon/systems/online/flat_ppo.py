@@ -12,7 +12,7 @@ Worlds that tell rewards in channels may have a value for each (`channels`), as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +37,7 @@ from echelon.systems.online.common import (
     readers,
 )
 from echelon.training.agent import Batch, Metrics, Update
-from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.agent import Appraisal, OnlineAgent
 from echelon.training.online.config import OnlineConfig
 
 
@@ -157,6 +157,14 @@ class FlatPPO(OnlineAgent):
         if c.critic_only:
             batch["state"] = self.state(seen)
         return batch
+
+    def appraise(self, rollout: Rollout) -> Mapping[str, Appraisal]:
+        """The value; none where each channel of rewards has its own."""
+        c, streams = self.config, rollout.streams
+        if c.channels:
+            return {}
+        value, after = (self.critic(self.state(seen))[:, 0] for seen in (observed(rollout), streams.final_observation))
+        return {"action": Appraisal(value[rollout.decisions["action"].start], after, c.gamma, c.lam)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Clipped surrogate, squared error of the value (the sum over channels), entropy."""

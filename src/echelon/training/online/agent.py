@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
 
 from echelon.envs.spaces import Spaces
 from echelon.hierarchy.level import Level
@@ -20,6 +22,26 @@ class Keeper(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+AFTER = "after."
+"""Begins the name of a stream's label: what the level after it expected of the latest observation."""
+BONUS = "bonus"
+"""Name among a decision's values: the reward of the level's own that it brought."""
+
+
+class Appraisal(NamedTuple):
+    """What a level expected in a record, and how its advantages are made of that: for people who look at it.
+
+    value: before each of its decisions [D]. after: of the latest observation of each stream [S]. gamma, lam: discount
+    of a step and λ of its generalised advantages. bonus: its own reward for each decision, beside the world's [D].
+    """
+
+    value: Tensor
+    after: Tensor
+    gamma: float
+    lam: float
+    bonus: Tensor | None = None
 
 
 class OnlineAgent(LearningAgent):
@@ -63,6 +85,10 @@ class OnlineAgent(LearningAgent):
     def gamma(self) -> float:
         """Discount of an environment step in what its levels note as "value" of their decisions."""
         return float(getattr(self.config, "gamma", 1.0))
+
+    def appraise(self, rollout: Rollout) -> Mapping[str, Appraisal]:
+        """What its levels expect in a record, by level; of those that learn from advantages. Runs without gradient."""
+        return {}
 
     def facts(self, rollout: Rollout) -> Mapping[str, float] | Metrics:
         """What an iteration's record shows of the hierarchy, for the metrics."""

@@ -26,6 +26,7 @@ from echelon.training.agent import Batch, Learner, Metrics, build_agent, load_we
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
 from echelon.training.online.play import SUCCESS, Evaluator, episode_rows, score
+from echelon.training.online.recording import Recording
 from echelon.training.online.worlds import make_world, world_spaces
 from echelon.training.progress import format_numbers
 from echelon.training.runtime import Runtime
@@ -47,6 +48,7 @@ class OnlineRun(Trainer):
     runner: Runner
     evaluator: Evaluator
     learner: Learner = field(init=False)
+    recording: Recording = field(init=False)
     step: int = 0
     gradient_steps: int = 0
     train_s: float = 0.0
@@ -56,6 +58,7 @@ class OnlineRun(Trainer):
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.agent, self.runtime)
+        self.recording = Recording(self.directory / "rollouts")
 
     @classmethod
     def inputs(cls, system: type[OnlineAgent], config: OnlineConfig, say: Say) -> Spaces:
@@ -127,10 +130,12 @@ class OnlineRun(Trainer):
         }
         tensors = {f"agent.{k}": v for k, v in self.agent.state_dict().items()}
         state: dict[str, Any] = {"train_s": self.train_s, "gradient_steps": self.gradient_steps}
+        state["recording"] = self.recording.save(self.step)
         for name, part in states.items():
             found, state[name] = checkpoint.flatten(part, name)
             tensors |= found
         checkpoint.save(self.directory, self.step, tensors, state)
+        self.recording.prune(self.directory / "checkpoints")
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: bit for bit, or with new episodes where the environment cannot be restored."""
@@ -145,6 +150,7 @@ class OnlineRun(Trainer):
             keeper.load_state_dict(kept[name])
         self.step, self.train_s = found.step, found.state["train_s"]
         self.gradient_steps = found.state["gradient_steps"]
+        self.recording.load(found.step, found.state.get("recording"))
         world, state = self.runner.world, part("world")
         if isinstance(world, Restorable) and state is not None:
             world.load_state_dict(state)
@@ -154,6 +160,7 @@ class OnlineRun(Trainer):
             self.abandoned = True
             self.runner.skip_episodes(part("runner"))
             self.agent.abandon()
+            self.recording.leave()
         restore_random_states(part("random"))
 
     # ---- training
@@ -173,6 +180,8 @@ class OnlineRun(Trainer):
         started = time.perf_counter()
         with self.runtime.fitting(self.agent):
             rollout = self.runner.collect(c.ticks)
+            with torch.no_grad():
+                self.recording.add(self.agent, rollout, last=self.due(c.eval_every))
             collected = time.perf_counter()
             values = self._learn(rollout)
             self.runner.refresh()
@@ -210,6 +219,7 @@ class OnlineRun(Trainer):
 
     def examine(self) -> Examined:
         """Returns, and successes where the environment tells them, of greedy episodes."""
+        self.recording.write(self.step)
         row, rollout = self.evaluator.run(self.agent, self.step)
         rollout.save(self.directory / "rollouts" / f"step_{self.step:09d}")
         found = {name: row[name] for name in ("return", "length", "success") if row[name] is not None}

@@ -19,6 +19,7 @@ from echelon.rollout import Rollout
 from echelon.training.evaluation import LAST, Evaluation, episode_seed
 from echelon.training.online.agent import OnlineAgent
 from echelon.training.online.config import OnlineConfig
+from echelon.training.online.recording import appraise
 from echelon.training.online.worlds import make_world
 
 SUCCESS = ("success", "is_success")
@@ -59,6 +60,8 @@ class Evaluator:
         choices = {level.name: level.choices for level in levels}
         places = {level.name: level.place for level in levels if level.place is not None}
         rollout.meta["diagnostics"] = diagnose(rollout, agent.gamma, choices, places)
+        with torch.no_grad():
+            appraise(agent, rollout)
         agent.train()
         labels = rollout.streams.labels
         returns, lengths = (torch.as_tensor(labels[name]).double() for name in ("return", "length"))
