@@ -36,7 +36,7 @@ from echelon.spans import Spans
 from echelon.systems.online.common import Reader
 from echelon.systems.online.diagnostics import DecisionTally
 from echelon.systems.online.goals import ACHIEVED, DESIRED, NEXT_ACHIEVED, finished, goal_dim, speed, state_names
-from echelon.systems.online.recipes import arm_of, recipe
+from echelon.systems.online.recipes import UMAZE, arm_of, recipe
 from echelon.systems.online.sac import ReplayAgent, ReplayConfig
 from echelon.systems.online.sac_her import HindsightSAC
 from echelon.systems.online.td3 import TwinDelayed, TwinLevel
@@ -311,13 +311,13 @@ def by_goal(rows: Columns, above: Tensor | None) -> Spans:
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
     """What the evidence is about; `full` at the published size."""
-    env, size = "PointMaze_UMaze-v3", "published" if full else "cpu"
+    env, size = UMAZE, "published" if full else "cpu"
     return (
         Claim(
             id="hac-sooner-than-flat",
             text=(
-                "On PointMaze-UMaze HAC needs fewer environment steps than SAC with hindsight to 80 % success, with as "
-                "many gradient steps of the policy that acts"
+                f"On {env} HAC needs fewer environment steps than SAC with hindsight to 80 % success, with as many "
+                "gradient steps of the policy that acts"
             ),
             method=Score(arm_of(recipe(HAC.Config, env, size)), speed),
             baseline=Score(arm_of(recipe(HindsightSAC.Config, env, size)), speed),

@@ -34,7 +34,7 @@ from echelon.rollout import Begin, End, Rollout
 from echelon.spans import Spans
 from echelon.systems.online.common import Reader
 from echelon.systems.online.goals import ACHIEVED, NEXT_ACHIEVED, finished, goal_dim, seen_names, speed, state_names
-from echelon.systems.online.recipes import arm_of, recipe
+from echelon.systems.online.recipes import UMAZE_DENSE, arm_of, recipe
 from echelon.systems.online.sac import ReplayAgent, ReplayConfig
 from echelon.systems.online.sac_her import HindsightSAC
 from echelon.systems.online.td3 import TwinDelayed, TwinLevel
@@ -250,14 +250,14 @@ class Worker(TwinLevel):
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
     """What the evidence is about; `full` at the published size."""
-    env, size = "PointMaze_UMaze-v3", "published" if full else "cpu"
+    env, size = UMAZE_DENSE, "published" if full else "cpu"
     hiro = recipe(HIRO.Config, env, size)
     return (
         Claim(
             id="hiro-sooner-than-flat",
             text=(
-                "On PointMaze-UMaze HIRO needs fewer environment steps than SAC with hindsight to 80 % success, with "
-                "as many gradient steps of the policy that acts"
+                f"On {env} HIRO, paid by how near the goal is, needs fewer environment steps than SAC with hindsight to "
+                "80 % success, with as many gradient steps of the policy that acts"
             ),
             method=Score(arm_of(hiro), speed),
             baseline=Score(arm_of(recipe(HindsightSAC.Config, env, size)), speed),

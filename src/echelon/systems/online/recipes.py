@@ -12,7 +12,7 @@ from echelon.training.online.worlds import world_spaces
 
 C = TypeVar("C", bound=OnlineConfig)
 
-UMAZE = "PointMaze_UMaze-v3"
+UMAZE, UMAZE_DENSE = "PointMaze_UMaze-v3", "PointMaze_UMazeDense-v3"
 UMAZE_CPU: dict[str, Any] = {
     "slots": 4,
     "ticks": 50,
@@ -36,10 +36,12 @@ UMAZE_OF: dict[str, dict[str, Any]] = {
 """What each gets there at every size: places are within the walls, a step moves 5 cm at most."""
 UMAZE_OF_CPU: dict[str, dict[str, Any]] = {
     "sac-her": {},
-    "hiro": {"manager_gamma": 0.95},
+    "hiro": {"manager_gamma": 0.95, "actor_lr": 1e-3},
     "hac": {},
 }
 """What each gets there at the CPU size beside `UMAZE_CPU`."""
+DENSE_OF: dict[str, dict[str, Any]] = {"sac-her": {"threshold": 0.45}, "hiro": {}}
+"""What each gets beside that where rewards tell how near the goal is; hindsight does without: reached or not."""
 
 MOVING = "four-rooms@8000"
 """Four rooms; after 8 000 steps of each slot the goal is in another place."""
@@ -56,7 +58,6 @@ ROOMS_REPLAYED: dict[str, Any] = {
     "gradient_ratio": 1 / 32,
     "epsilon_steps": 20_000,
     "copy_every": 4,
-    "lr": 3e-3,
     "log_every": 100,
     "eval_every": 1_000,
 }
@@ -66,8 +67,7 @@ ROOMS_ON_POLICY: dict[str, Any] = {
     "updates": 630,
     "minibatch": 256,
     "epochs": 4,
-    "lr": 0.03,
-    "entropy": 0.01,
+    "entropy": 0.03,
     "log_every": 10,
     "eval_every": 125,
 }
@@ -80,17 +80,19 @@ REPLAYED_CPU: dict[str, Any] = {
 }
 """About 100 000 steps of CartPole for who learns from replay."""
 ROOMS_OF: dict[str, dict[str, Any]] = {
-    "dqn": ROOMS_REPLAYED,
+    "dqn": {**ROOMS_REPLAYED, "lr": 1e-3},
     "option-critic": {
         **ROOMS_REPLAYED,
-        "policy_lr": 0.02,
+        "lr": 2e-3,
+        "policy_lr": 0.05,
         "termination_lr": 1.25e-4,
         "deliberation_cost": 0.01,
         "epsilon_end": 0.1,
     },
-    "flat-ppo": ROOMS_ON_POLICY,
+    "flat-ppo": {**ROOMS_ON_POLICY, "lr": 0.005},
     "ppoc": {
         **ROOMS_ON_POLICY,
+        "lr": 0.03,
         "options": 4,
         "termination_lr": 3.75e-4,
         "option_entropy": 0.3,
@@ -199,12 +201,13 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     **{(system, MOVING): dict.fromkeys(SIZES, own) for system, own in ROOMS_OF.items()},
     **{
-        (system, UMAZE): {
+        (system, env): {
             "published": own,
             "cpu": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system]},
             "demo": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system], "updates": 50},
         }
-        for system, own in UMAZE_OF.items()
+        for env, changes in ((UMAZE, dict.fromkeys(UMAZE_OF, {})), (UMAZE_DENSE, DENSE_OF))
+        for system, own in ((name, UMAZE_OF[name] | change) for name, change in changes.items())
     },
 }
 """(system, environment) -> size -> what this system gets there instead of its defaults."""
