@@ -256,8 +256,8 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
         Claim(
             id="hiro-sooner-than-flat",
             text=(
-                f"On {env} HIRO, paid by how near the goal is, needs fewer environment steps than SAC with hindsight to "
-                "80 % success, with as many gradient steps of the policy that acts"
+                f"On {env} HIRO, paid by how near the goal is, needs fewer environment steps than SAC with hindsight "
+                "to 80 % success, with as many gradient steps of the policy that acts"
             ),
             method=Score(arm_of(hiro), speed),
             baseline=Score(arm_of(recipe(HindsightSAC.Config, env, size)), speed),

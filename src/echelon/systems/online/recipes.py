@@ -34,14 +34,14 @@ UMAZE_OF: dict[str, dict[str, Any]] = {
     "hac": {"low": (-1.5, -1.5), "high": (1.5, 1.5), "near": (0.3,), "horizon": 20},
 }
 """What each gets there at every size: places are within the walls, a step moves 5 cm at most."""
+DENSE_OF: dict[str, dict[str, Any]] = {"sac-her": {**UMAZE_OF["sac-her"], "threshold": 0.45}, "hiro": UMAZE_OF["hiro"]}
+"""The same where rewards tell how near the goal is; hindsight does without: reached or not."""
 UMAZE_OF_CPU: dict[str, dict[str, Any]] = {
     "sac-her": {},
     "hiro": {"manager_gamma": 0.95, "actor_lr": 1e-3},
     "hac": {},
 }
-"""What each gets there at the CPU size beside `UMAZE_CPU`."""
-DENSE_OF: dict[str, dict[str, Any]] = {"sac-her": {"threshold": 0.45}, "hiro": {}}
-"""What each gets beside that where rewards tell how near the goal is; hindsight does without: reached or not."""
+"""What each gets in both at the CPU size beside `UMAZE_CPU`."""
 
 MOVING = "four-rooms@8000"
 """Four rooms; after 8 000 steps of each slot the goal is in another place."""
@@ -206,8 +206,8 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "cpu": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system]},
             "demo": {**UMAZE_CPU, **own, **UMAZE_OF_CPU[system], "updates": 50},
         }
-        for env, changes in ((UMAZE, dict.fromkeys(UMAZE_OF, {})), (UMAZE_DENSE, DENSE_OF))
-        for system, own in ((name, UMAZE_OF[name] | change) for name, change in changes.items())
+        for env, settings in ((UMAZE, UMAZE_OF), (UMAZE_DENSE, DENSE_OF))
+        for system, own in settings.items()
     },
 }
 """(system, environment) -> size -> what this system gets there instead of its defaults."""
