@@ -280,7 +280,14 @@ def test_fields_and_subgoals_are_those_of_the_agent(tmp_path: Path) -> None:
     assert len(episode.values["V_h"]) == 60
     assert 2 <= len(episode.subgoals) <= 24
     assert (episode.subgoals[:, 2] == 0.25).all(), "a subgoal is shown as a state of the data set"
-    assert episode.subgoals[0, 0] == 0 and episode.subgoals[-1, 0] == 59
+    assert episode.subgoals[:, 0].tolist() == list(range(0, 60, 7)), "where the top level decided"
+    one = run.timelines[0]
+    assert one.subgoals.tolist() == episode.subgoals.tolist(), "beside the path, in step with the cursor"
+    texts = [run.strings.all[one.text[box]] for box, r in enumerate(one.row) if one.rows[r].level == "high"]
+    x, y = episode.subgoals[3, 1:]
+    assert texts[3].startswith(f"to ({x:.3g}, {y:.3g}), the nearest state of the data")
+    low = [run.strings.all[one.text[box]] for box, r in enumerate(one.row) if one.rows[r].level == "low"]
+    assert not any("nearest" in text for text in low)
 
 
 def test_a_flat_system_and_a_missing_data_set_are_said(tmp_path: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ from echelon.errors import DataError
 from echelon.evidence.view.timeline import Array, Row, Strings, Timeline, followed, lanes
 from echelon.hierarchy.diagnostics import VALUE
 from echelon.rollout import Decisions, End, Ragged, Rollout, decision_returns
+from echelon.training.online.agent import AFTER, BONUS
 
 WORDS = {
     End.OPTION: "its own condition",
@@ -30,12 +31,30 @@ WIDEST = 64
 """Numbers of an observation that the page keeps."""
 
 
-def timelines(rollout: Rollout, config: Mapping[str, Any], strings: Strings, most: int) -> list[Timeline]:
-    """The first `most` episodes of a record. config: of the run; its gamma and lam are those of the credit."""
+def timelines(
+    rollout: Rollout, config: Mapping[str, Any], strings: Strings, most: int, trained: bool = False
+) -> list[Timeline]:
+    """The first `most` episodes of a record. config: of the run, whose gamma and lam are those of the credit, where the
+    record tells no others. trained: whether these are episodes of the training, and to be called so.
+    """
     table = _table(rollout, config, strings)
     episodes = rollout.streams.episode.numpy()
     chosen = list(dict.fromkeys(episodes.tolist()))[:most]
-    return [_episode(rollout, table, np.flatnonzero(episodes == episode)) for episode in chosen]
+    found = [_episode(rollout, table, np.flatnonzero(episodes == episode)) for episode in chosen]
+    for one in found if trained else ():
+        one.key, one.title = f"trained {one.key}", " · ".join(filter(None, ("training episode", one.title)))
+    return found
+
+
+def advantages(rollout: Rollout, level: str, config: Mapping[str, Any]) -> Array:
+    """The advantages of a level's decisions that can be told, float64, stream by stream."""
+    chain, _ = credit_of(rollout, level, config)
+    if not chain:
+        return np.zeros(0)
+    d = rollout.decisions[level]
+    order = _in_time(d)[(d.span >= 0)[_in_time(d)]].numpy()
+    found = followed(d.stream.numpy()[order], chain["td_error"][order], chain["decay"][order])
+    return found[np.isfinite(found)]
 
 
 def _table(rollout: Rollout, config: Mapping[str, Any], strings: Strings) -> dict[str, dict[str, Any]]:
@@ -73,26 +92,34 @@ def _times(rollout: Rollout) -> tuple[Array, Array]:
 def credit_of(rollout: Rollout, level: str, config: Mapping[str, Any]) -> tuple[dict[str, Array], str]:
     """("td_error", "decay" and the parts of a TD error of each decision, float64 [D]; how they come about or why not).
 
-    With the run's `lam` the chain is that of `credit.returns.gae` over the decisions of the level; else it is the TD
-    error alone. What follows on a decision that was cut off is unknown, and so is its advantage.
+    With `lam` the chain is that of `credit.returns.gae` over the decisions of the level; else it is the TD error alone.
+    gamma and lam are those that the record tells of the level, else the run's. After the last decision of a stream
+    comes what the record says was expected then; where it says nothing, its advantage is unknown, and the ones before
+    reach up to it.
     """
     d = rollout.decisions[level]
     if VALUE not in d.values:
         return {}, f"{level} notes no values of its decisions, so there is nothing to compare what came of them with"
+    rule = rollout.meta.get("credit", {}).get(level, config)
     try:
-        gamma, lam = float(config.get("gamma", 1.0)), float(config.get("lam", 0.0))
+        gamma, lam = float(rule.get("gamma", 1.0)), float(rule.get("lam", 0.0))
         told = decision_returns(rollout, level, gamma)
     except DataError as problem:  # rewards that were never scored
         return {}, str(problem)
-    value, after = d.values[VALUE].double(), _following(d, d.values[VALUE].double())
-    ended = d.end == int(End.TERMINATED)
-    decay = gamma ** told.duration.double()
+    value, ended = d.values[VALUE].double(), d.end == int(End.TERMINATED)
+    last = rollout.streams.labels.get(AFTER + level)
+    unknown = torch.full((len(rollout.streams),), torch.nan, dtype=torch.float64)
+    after = _following(d, value, torch.as_tensor(last).double() if last is not None else unknown)
     after = torch.where(ended, 0.0, after)
-    error = told.reward.double() + decay * after - value
+    decay = gamma ** told.duration.double()
+    own = d.values[BONUS].double() if BONUS in d.values else torch.zeros_like(value)
+    error = told.reward.double() + own + decay * after - value
+    known = _following(d, error, unknown).isfinite() & ~ended
     chain = {
         "td_error": error,
-        "decay": torch.where(ended | after.isnan(), 0.0, lam * decay),
+        "decay": torch.where(known, lam * decay, 0.0),
         "reward over it": told.reward.double(),
+        **({"reward of the level's own": own} if BONUS in d.values else {}),
         "discounted value after it": decay * after,
         "value before it": value,
     }
@@ -104,13 +131,18 @@ def credit_of(rollout: Rollout, level: str, config: Mapping[str, Any]) -> tuple[
     return {name: column.numpy() for name, column in chain.items()}, how
 
 
-def _following(d: Decisions, value: Tensor) -> Tensor:
-    """[D]: the value of the next decision of the same stream, NaN at the last."""
+def _in_time(d: Decisions) -> Tensor:
+    """int64 [D]: the decisions stream by stream, in order of time."""
     order = torch.argsort(d.start * 2 + (d.span >= 0), stable=True)
-    order = order[torch.argsort(d.stream[order], stable=True)]
-    found = torch.full_like(value, torch.nan)
+    return order[torch.argsort(d.stream[order], stable=True)]
+
+
+def _following(d: Decisions, column: Tensor, last: Tensor) -> Tensor:
+    """[D]: a column at the next decision of the same stream; at the last one of each, `last` [S]."""
+    order = _in_time(d)
+    found = last[d.stream].clone()
     same = d.stream[order[1:]] == d.stream[order[:-1]]
-    found[order[:-1][same]] = value[order[1:][same]]
+    found[order[:-1][same]] = column[order[1:][same]]
     return found
 
 

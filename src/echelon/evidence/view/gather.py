@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from echelon.data.store import Store, cache_dir, exists
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
-from echelon.evidence.view.played import Played, played
+from echelon.evidence.view.played import Played
 from echelon.evidence.view.timeline import Strings, Timeline
 from echelon.systems import index
 from echelon.training.metrics import read_jsonl
@@ -64,6 +64,8 @@ class Episode:
     """float64[M, 3]: tick, and x, y of the subgoal chosen there."""
     values: dict[str, Array] = field(default_factory=dict)
     """Value of each named value function at every tick, float64[T]."""
+    timeline: Timeline | None = None
+    """The same episode level by level, where it is shown so."""
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Run:
     """The texts of the timelines."""
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     """What the newest record of an online run shows of each level."""
+    variances: dict[str, Curve] = field(default_factory=dict)
+    """Of an online run, the variance of the advantages of each level in its evaluations, by step."""
     order: dict[str, float] = field(default_factory=dict)
     """Order consistency of each value function, 0 to 1."""
     missing: dict[str, str] = field(default_factory=dict)
@@ -211,13 +215,15 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """Read one run directory; only config.json is required."""
+    """Read one run directory; only config.json is required. DataError names the file that is damaged, and why."""
     document = _read_json(path / "config.json")
     config = document.get("config")
     if not isinstance(config, dict) or "system" not in document:
         raise DataError(f'{path / "config.json"}: expected {{"system": …, "config": {{…}}}}')
     evaluations = _evaluations(path / "evaluations.jsonl")
     identity, result = _read_json(path / "identity.json"), _read_json(path / "result.json")
+    _require(path / "config.json", config, {"env": str, **dict.fromkeys(("seed", "updates", "slots", "ticks"), int)})
+    _require(path / "result.json", result, dict.fromkeys(("train_s", "evaluation_s", "wall_s"), (int, float)))
     metrics = _metrics(path / "metrics.jsonl")
     run = Run(path, str(document["system"]), config, identity, result, evaluations, metrics)
     if not evaluations:
@@ -231,53 +237,19 @@ def read_run(path: Path) -> Run:
 
         read_records(run, TIMELINES)
     else:
-        _read_rollout(run)
+        from echelon.evidence.view.rollouts import read_rollouts
+
+        read_rollouts(run, TIMELINES)
     return run
 
 
-def _read_rollout(run: Run) -> None:
-    """Fill in the episodes and span lengths from the newest recorded rollout."""
-    from echelon.evidence.view.control import timelines
-    from echelon.rollout import Rollout
-
-    recorded = sorted((run.path / "rollouts").glob("step_*.safetensors"))
-    if not recorded:
-        nothing = "no evaluation episodes were recorded (rollouts/ is empty)"
-        run.missing["played"] = run.missing["spans"] = nothing
-        if not run.online:
-            run.missing["episodes"] = nothing
-        return
-    rollout = Rollout.load(recorded[-1].with_suffix(""))
-    run.rollout_step = int(recorded[-1].stem.removeprefix("step_"))
-    run.spans = {
-        level: (decisions.stop - decisions.start).double().numpy() for level, decisions in rollout.decisions.items()
-    }
-    run.timelines = timelines(rollout, run.config, run.strings, TIMELINES)
-    if run.online:
-        run.played, run.diagnostics = played(rollout, run.env, TIMELINES), rollout.meta.get("diagnostics", {})
-        for told, one in zip(run.timelines, run.played, strict=False):
-            told.path, told.subgoals = one.path, one.subgoals
-        return
-    if run.env.partition("-")[0] not in MAZES:
-        run.missing["episodes"] = f"{run.env} is not a maze, so there is no path to draw"
-        return
-    observation = np.asarray(rollout.observation["observation"], dtype=np.float32)
-    goal = np.asarray(rollout.observation["goal"], dtype=np.float32)
-    final = np.asarray(rollout.streams.final_observation["observation"], dtype=np.float32)
-    tasks, success = (rollout.streams.labels[name] for name in ("task", "success"))
-    stream, tick = np.asarray(rollout.stream), np.asarray(rollout.tick)
-    kept: dict[str, int] = {}
-    for number in range(len(tasks)):
-        name = task_name(tasks[number])
-        if kept.setdefault(name, 0) >= EPISODES_PER_TASK:
-            continue
-        kept[name] += 1
-        items = np.flatnonzero(stream == number)
-        items = items[np.argsort(tick[items], kind="stable")]
-        path = np.concatenate([observation[items, :2], final[number : number + 1, :2]]).astype(np.float64)
-        run.episodes.append(Episode(name, bool(success[number]), observation[items], goal[items], path))
-        if number < len(run.timelines):
-            run.timelines[number].path = path
+def _require(file: Path, document: dict[str, Any], kinds: dict[str, type | tuple[type, ...]]) -> None:
+    """DataError where a value that is there is not of its kind."""
+    for name, kind in kinds.items():
+        value = document.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            wanted = "a text" if kind is str else "a whole number" if kind is int else "a number"
+            raise DataError(f"{file}: {name} is {value!r}, not {wanted}")
 
 
 def task_name(label: object) -> str:
@@ -302,14 +274,26 @@ def seeds_table(curves: Iterable[Curve], points: int = 120) -> tuple[Array, Arra
 
 def _evaluations(file: Path) -> list[Evaluation]:
     """The evaluations of a file that an agent wrote; DataError names the line that is none."""
-    found = []
+    found: list[Evaluation] = []
     for number, row in enumerate(_rows(file), 1):
+        if "tasks" not in row:
+            continue
         try:
-            if "tasks" in row:
-                told = (_lists(row.get("returns", {})), _lists(row.get("lengths", {})))
-                found.append(Evaluation(int(row["step"]), {name: list(x) for name, x in row["tasks"].items()}, *told))
+            tasks = {name: [float(x) for x in outcomes] for name, outcomes in row["tasks"].items()}
+            told = (_lists(row.get("returns", {})), _lists(row.get("lengths", {})))
+            one = Evaluation(int(row["step"]), tasks, *told)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{file}, line {number}: no evaluation as `echelon train` writes it ({error!r})") from error
+        empty = [name for name, outcomes in tasks.items() if not outcomes]
+        others = next((set(e.tasks) for e in found if e.tasks and tasks and set(e.tasks) != set(tasks)), None)
+        if empty or others:
+            what = (
+                f"task '{empty[0]}' has no episode"
+                if empty
+                else f"tasks {sorted(tasks)}, before {sorted(others or ())}"
+            )
+            raise DataError(f"{file}, line {number}: {what}")
+        found.append(one)
     return found
 
 

@@ -14,6 +14,7 @@ from echelon.evidence.view.flame import flame_section
 from echelon.evidence.view.gather import LAST_EVALUATIONS, Array, Curve, Group, gather, seeds_table
 from echelon.evidence.view.hierarchy import online_sections
 from echelon.evidence.view.layout import Figures, asset, document, key, missing, section
+from echelon.evidence.view.levels import levels_section
 from echelon.evidence.view.markup import Markup, duration, join, number, plural, short, signed, tag
 from echelon.evidence.view.provenance import provenance
 from echelon.evidence.view.scenes import maze_sections
@@ -50,6 +51,7 @@ def page(groups: Sequence[Group]) -> str:
         *online_sections(groups, figures),
         *maze_sections(groups, figures),
         section("order", "Order consistency", order(groups, figures)),
+        levels_section(groups, figures),
         section("spans", "How long decisions last", spans(groups, figures)),
         section("training", "Training", training(groups, figures)),
         section("provenance", "Where this comes from", provenance(groups)),

@@ -11,6 +11,7 @@ from echelon.envs.maze import MazeMap
 from echelon.errors import CheckpointError, MissingExtra, UsageError
 from echelon.evidence.view.gather import Episode, Group, Run, store_name
 from echelon.evidence.view.mazes import field_mask, field_points
+from echelon.evidence.view.timeline import Strings, Timeline
 from echelon.systems.launch import load_agent
 from echelon.systems.offline.order import expert_order
 from echelon.systems.offline.recipes import environment_settings
@@ -18,6 +19,10 @@ from echelon.training.agent import Agent
 
 SUBGOALS_PER_EPISODE = 24
 CANDIDATES = 500
+TOGETHER = 50
+"""Ticks whose subgoals are looked for at once."""
+WORK = 20 * 10**9
+"""Products that looking for the subgoals of one episode may take, about, where its levels are shown."""
 
 
 def probe(group: Group) -> None:
@@ -103,10 +108,44 @@ def _along(agent: Agent, run: Run, states: Tensor | None) -> None:
 
 
 def _subgoals(agent: Agent, run: Run, episode: Episode, observation: Tensor, goal: Tensor, states: Tensor) -> None:
-    ticks = torch.linspace(0, len(observation) - 1, SUBGOALS_PER_EPISODE).round().long().unique()
     candidates = states[:: max(len(states) // CANDIDATES, 1)]
-    chosen = agent.subgoals(observation[ticks], goal[ticks], candidates)
-    if chosen is None:
+    ticks = _asked(agent, episode, len(observation))
+    parts = [agent.subgoals(observation[t], goal[t], candidates) for t in ticks.split(TOGETHER)]
+    found = [part for part in parts if part is not None]
+    if not found:
         run.missing["subgoals"] = "a flat policy: it chooses no subgoals"
         return
-    episode.subgoals = torch.cat([ticks[:, None].double(), chosen[:, :2].double()], dim=1).numpy()
+    chosen = torch.cat(found)[:, :2].double()
+    every = torch.cat([ticks[:, None].double(), chosen], dim=1).numpy()
+    shown = np.unique(np.linspace(0, len(every) - 1, SUBGOALS_PER_EPISODE).round().astype(int))
+    episode.subgoals = every[shown]
+    if episode.timeline is not None:
+        _named(episode.timeline, run.strings, every)
+
+
+def _asked(agent: Agent, episode: Episode, length: int) -> Tensor:
+    """int64 [M]: ticks at which the top level is asked for its subgoal: where it decides, as far as that is affordable.
+
+    Finding a subgoal takes a pass of the networks for each of the candidates.
+    """
+    size = sum(p.numel() for p in agent.parameters())
+    most = SUBGOALS_PER_EPISODE if episode.timeline is None else max(WORK // (size * CANDIDATES), SUBGOALS_PER_EPISODE)
+    decided = torch.arange(length) if episode.timeline is None else torch.from_numpy(_begins(episode.timeline)).long()
+    return decided[torch.linspace(0, len(decided) - 1, min(most, len(decided))).round().long().unique()]
+
+
+def _begins(one: Timeline) -> np.ndarray:
+    """Ticks at which the top level of an episode decides."""
+    top = one.rows[0].level
+    return np.unique(one.start[[one.rows[r].level == top for r in one.row]])
+
+
+def _named(one: Timeline, strings: Strings, subgoals: np.ndarray) -> None:
+    """Put the subgoals [M, 3] of an episode (tick, x, y) into its timeline: beside the path, and in words."""
+    one.subgoals = subgoals
+    place = {tick: (x, y) for tick, x, y in subgoals.tolist()}
+    for box, row in enumerate(one.row):
+        if one.rows[row].level == one.rows[0].level and float(one.start[box]) in place:
+            x, y = place[float(one.start[box])]
+            numbers = strings.all[one.text[box]]
+            one.text[box] = strings(f"to ({x:.3g}, {y:.3g}), the nearest state of the data; as numbers: {numbers}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echelon.errors import EchelonError
+from echelon.errors import DataError, EchelonError
+from echelon.evidence.view.rollouts import step_of
 from echelon.evidence.view.talk import Decode, timelines
 from echelon.language.record import Record
 
@@ -29,13 +30,21 @@ def read_records(run: Run, most: int) -> None:
     decode = decoder(run)
     if learnt is not None:
         why = "parts of the run's own credit rule, meaned over the tokens of the box; they sum to the advantage"
-        run.timelines = timelines(Record.load(learnt), run.strings, decode, why, most, "learnt ")
-    run.rollout_step = int(played.name.removeprefix("step_"))
-    run.timelines += timelines(Record.load(played), run.strings, decode, UNGROUPED, most)
+        run.timelines = timelines(opened(learnt), run.strings, decode, why, most, "learnt ")
+    run.rollout_step = step_of(played)
+    run.timelines += timelines(opened(played), run.strings, decode, UNGROUPED, most)
     for level in dict.fromkeys(row.level for one in run.timelines for row in one.rows):
         lengths = [one.stop[k] - one.start[k] for one in run.timelines for k, r in enumerate(one.row)
                    if one.rows[r].level == level]  # fmt: skip
         run.spans[level] = np.array(lengths, dtype=np.float64)
+
+
+def opened(path: Path) -> Record:
+    """A record; DataError names a file that is damaged, or whose columns are not those of a record."""
+    try:
+        return Record.load(path)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{path}.safetensors: not the columns of a language record ({error!r})") from error
 
 
 def newest(folder: Path, name: str) -> Path | None:

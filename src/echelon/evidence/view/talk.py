@@ -214,7 +214,8 @@ class _Teller:
 
     def _title(self, episode: int, name: str) -> str:
         kind = self.record.kinds[int(self.record.episodes.kind[episode])]
-        return f"{kind}, group {int(self.record.episodes.group[episode])}" if name else kind
+        group = int(self.record.episodes.group[episode])
+        return f"training episode · {kind}, group {group}" if name else kind
 
 
 def _means(column: Array, items: list[Array]) -> Array:
