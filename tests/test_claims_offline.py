@@ -23,11 +23,12 @@ from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
 from echelon.evidence import reproduce
 from echelon.evidence.run import Run
-from echelon.systems.offline import moved
+from echelon.systems.offline import moved, prompts
 from echelon.systems.offline.beside import beside, gained_over
+from echelon.systems.offline.beso import BESO
 from echelon.systems.offline.cells import rank_correlation, straight_order, value_order
 from echelon.systems.offline.hilp import HILP, HILPConfig
-from echelon.systems.offline.prompts import prompted
+from echelon.systems.offline.prompts import acting_with, prompted, takes_longer
 from echelon.systems.offline.recipes import arm
 from echelon.training import run as training
 
@@ -99,6 +100,23 @@ def test_one_training_serves_all_prompts(tmp_path: Path):
         assert len({json.dumps(own.evaluations[-1]["tasks"]) for own in runs.values()}) > 1, "prompts make a difference"
         with pytest.raises(UsageError, match="prompt must be goal, plan or random"):
             prompted(runs["plan"], "north")
+
+
+def test_weights_act_again_by_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Denoising steps differ in acting alone: asked for its own three, the last evaluation comes out again."""
+    with tiny_world(synthetic_store(tmp_path / "walks")):
+        changes: dict[str, Any] = {"updates": 4, "eval_every": 4, "eval_episodes": 2, "embed_dim": 12, "sigma_max": 5.0}
+        run = Run(training.train(BESO, small(BESO, **changes), tmp_path / "run", device="cpu", threads=1) or tmp_path)
+        expected = 100.0 * np.array(list(run.evaluations[-1]["tasks"].values()))
+        np.testing.assert_array_equal(acting_with(run, "denoise_steps", 3), expected)
+        assert acting_with(run, "denoise_steps", 30).shape == (5, 2)
+        with pytest.raises(UsageError, match="denoise_steps must be at least 1, got 0"):
+            acting_with(run, "denoise_steps", 0)
+        for times, points in ((0.0, 100), (1e6, 0)):
+            assert takes_longer(run, "denoise_steps", 4, times) == points
+        monkeypatch.setattr(prompts, "_seconds", lambda agent, shown: agent.config.denoise_steps)
+        found = [float(takes_longer(run, "denoise_steps", 30, times)) for times in (5, 10, 10.1)]
+        assert found == [100, 100, 0]
 
 
 def write_run(path: Path, env: str, outcomes: list[int], code: str = "abc", **config: Any) -> Run:

@@ -10,8 +10,8 @@ def window(lengths: list[int], u: Any, steps: int, anchor: str, frames: int, ahe
     length = lengths[episode]
     places = range(at - steps + 1, at + 1) if anchor == "last" else range(at, at + steps)
     inside = [t for t in places if 0 <= t < length]
-    possible = [t for t in range(inside[-1] + ahead, length) if t + frames <= length]
+    possible = [t for t in range(at + ahead, length) if t + frames <= length]
     if not possible:  # too few are left: the soonest, or the last state
-        possible = [min(inside[-1] + ahead, length - 1)]
+        possible = [min(at + ahead, length - 1)]
     start = possible[int(u[1] * len(possible))]
     return [(episode, t) for t in inside], [(episode, min(start + k, length - 1)) for k in range(frames)]

@@ -9,7 +9,7 @@ frames follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -28,10 +28,10 @@ class WindowSpec:
     """How to draw windows and goals.
 
     steps: W, consecutive steps of one episode.
-    anchor: which step of the window is the transition that is drawn. "last": it is shorter where the episode begins;
-        "first": where it ends.
+    anchor: which step of the window is the transition that is drawn, where a policy stands. "last": the window is what
+        it remembers, shorter where the episode begins; "first": what it does next, shorter where the episode ends.
     frames: G, consecutive states from which a goal is made; where the episode ends before, its last one is repeated.
-    ahead: how many steps after the window's last one the first frame may lie at the soonest, uniformly up to where G
+    ahead: how many steps after the drawn transition the first frame may lie at the soonest, uniformly up to where G
         frames are left; never beyond f.
     drop: probability that a goal is marked as left out.
     mask: each sample's as a whole, or "element" by element (the released code: a goal of many numbers is then almost
@@ -85,7 +85,7 @@ class Windows:
             first, last = torch.maximum(drawn - (spec.steps - 1), start), drawn
         else:
             first, last = drawn, torch.minimum(drawn + (spec.steps - 1), final)
-        soonest = torch.minimum(last + spec.ahead, final)
+        soonest = torch.minimum(drawn + spec.ahead, final)
         latest = torch.maximum(final - (spec.frames - 1), soonest)
         goal = soonest + (u[1] * (latest - soonest + 1)).long()
         kept = (u[2:] >= spec.drop).T.reshape(-1, *self.goal_shape)
@@ -113,3 +113,10 @@ class Windows:
     def batches(self, u: Tensor, observations: Tensor, actions: Tensor) -> Callable[[slice], dict[str, Tensor]]:
         """Draw from u, and gather when asked for rows."""
         return partial(self.gather, self.draw(u), observations, actions)
+
+
+def check_windows(batch: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where the columns of a batch of windows have different numbers of rows or steps."""
+    shapes = {name: tuple(batch[name].shape[:2]) for name in ("observations", "actions", "real")}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"sizes differ: rows and steps of a batch of windows are {shapes}")

@@ -29,6 +29,8 @@ CLASSES = {
     "saw": "echelon.systems.offline.saw:SAW",
     "hecrl": "echelon.systems.offline.hecrl:HECRL",
     "smore": "echelon.systems.offline.smore:SMORe",
+    "beso": "echelon.systems.offline.beso:BESO",
+    "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",
     "sac-her": "echelon.systems.online.sac_her:HindsightSAC",
@@ -159,6 +161,7 @@ TABLE = """
 100 | act2goal | Act2Goal | 2512.23541 | offline | From World Model To General Goal-conditioned Policy
 101 | subrl | SubRL / SubPO | 2307.13372 | decisions | Submodular Reinforcement Learning
   - | gcbc | GCBC | 1912.06088 | offline | Goal-conditioned behavioural cloning (Learning to Reach Goals via Iterated Supervised Learning)
+  - | gcbc-chunks | GCBCChunks | 2304.13705 | offline | Goal-conditioned behavioural cloning of action chunks (Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware)
   - | gcivl | GCIVL | 2410.20092 | offline | Goal-conditioned implicit V-learning (OGBench: Benchmarking Offline Goal-Conditioned RL)
   - | gciql | GCIQL | 2110.06169 | offline | Goal-conditioned implicit Q-learning (Offline Reinforcement Learning with Implicit Q-Learning)
   - | crl | CRL | 2206.07568 | offline | Contrastive Learning as Goal-Conditioned Reinforcement Learning

@@ -64,6 +64,9 @@ SHORT: dict[str, dict[str, Any]] = {
     # in Fetch goals are centimetres apart, experts few and episodes 50 steps long
     "smore": {"normalize": True, "discount": 0.97, "target_rate": 0.05, "lr": 1e-3, "future": 0.2}
     | {"step_reward": -1.0, "expectile": 0.9},
+    # a transformer over a window: fewer updates of a narrower one; the rate falls by as much in all
+    "beso": {"updates": 15_000, "embed_dim": 64, "heads": 4, "lr": 3e-4, "lr_every": 50}
+    | {"dropout": 0.0, "attention_dropout": 0.0, "denoiser_hidden": (256, 256, 256)},
 }
 """What a system needs where updates are few; at the published size there are enough of them."""
 
