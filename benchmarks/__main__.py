@@ -1,7 +1,7 @@
 """Run every benchmark, each in a process of its own, and print one report.
 
 python -m benchmarks [update offline_update processes runner worlds spans credit sampling language_step]
-python -m benchmarks online_peer
+python -m benchmarks online_peer frames
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 import time
 
 NAMES = ("update", "offline_update", "processes", "runner", "worlds", "spans", "credit", "sampling", "language_step")
-ASKED = ("online_peer",)
-"""Those that need a package which `make install` leaves out: they run only when named."""
+ASKED = ("online_peer", "frames")
+"""Those that need what `make install` leaves out, a package or Chromium: they run only when named."""
 
 
 def main(names: list[str]) -> int:

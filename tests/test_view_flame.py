@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import shutil
-import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from small_language import small, tiny_language
 from test_view import checked, record
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import frames
 from echelon.credit.returns import gae
 from echelon.errors import EchelonError
 from echelon.evidence.view import control, flame, gather, talk
 from echelon.evidence.view.page import page
 from echelon.evidence.view.timeline import Strings, Timeline, followed, lanes, packed, unpacked
-from echelon.language.record import Record, RecordBuilder
+from echelon.language.record import Record
 from echelon.rollout import End, Rollout
 from echelon.systems import index
 from echelon.training import run
@@ -31,7 +34,6 @@ from echelon.training import run
 HOSTILE = (
     '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">\u202eevil\u0000 & ]]>'
 )
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 # ---- columns
@@ -138,15 +140,21 @@ def test_rewards_and_replaced_actions_lie_at_their_steps() -> None:
 # ---- language
 
 
-@pytest.fixture(scope="module")
-def talked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of GiGPO in a world of a dozen words."""
-    folder = tmp_path_factory.mktemp("talked")
+@contextlib.contextmanager
+def talking(folder: Path) -> Iterator[Path]:
+    """A run of GiGPO in a world of a dozen words, which is known within it."""
     with tiny_language(folder / "models"):
         cls = index.load("gigpo")
         config = small(cls, updates=2, warm_epochs=1, warm_episodes=24)
         done = run.train(cls, config, folder / "run", device="cpu", threads=1, say=lambda line: None)
         assert done is not None
+        yield done
+
+
+@pytest.fixture(scope="module")
+def talked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Such a run."""
+    with talking(tmp_path_factory.mktemp("talked")) as done:
         yield done
 
 
@@ -171,36 +179,17 @@ def test_a_language_run_shows_what_it_learnt_from(talked: Path) -> None:
     assert "learnt 6" in html or "learnt " in html
 
 
-def rewritten(episodes: int, turns: int) -> Record:
-    """Episodes whose contexts are new texts at every turn that say most of the same again."""
-    rng = np.random.default_rng(0)
-    builder = RecordBuilder({"labels": {}})
-    for uid in range(episodes):
-        opened = builder.episode(uid)
-        stream = opened.stream()
-        for turn in range(turns):
-            context = [1000 + turn, *rng.permutation(40).repeat(20).tolist()]
-            opened.call(stream, context, rng.integers(40, 90, 60).tolist(), logp=rng.normal(-1, 0.1, 60))
-    return builder.build()
-
-
-def test_rewritten_contexts_stay_small(tmp_path: Path) -> None:
+def test_rewritten_contexts_stay_small() -> None:
     """8 episodes of 50 turns, each of which reads 800 tokens anew, in less than 5 MB."""
     strings = Strings()
-
-    def decode(ids: Any) -> str:
-        return "".join(
-            f"<user>line {k} of what was seen before, at some length" if k < 40 else f" word{k}" for k in ids
-        )
-
-    made = rewritten(8, 50)
-    told = talk.timelines(made, strings, decode, "", 8)
+    made = frames.rewritten(8, 50)
+    told = talk.timelines(made, strings, frames.decode, "", 8)
     documents = [flame.episode_document(one, None) for one in told]
     text = flame.as_script({"runs": [{"strings": strings.all, "episodes": documents}]})
     assert len(told) == 8 and len(text) < 5_000_000 and len(set(strings.all)) == len(strings.all)
     assert len(told[0].tokens["at"]) == 50 * 60 and told[0].tokens["at"].tolist() == list(range(3000))
     shown = "".join(strings.all[k] for k in told[3].context[7])
-    assert shown == decode(made.context_ids(3 * 50 + 7).tolist())
+    assert shown == frames.decode(made.context_ids(3 * 50 + 7).tolist())
 
 
 # ---- hostile text
@@ -265,67 +254,3 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes) -> N
     (tmp_path / file).write_bytes(content)
     with pytest.raises(EchelonError, match=Path(file).stem):
         gather.gather([tmp_path])
-
-
-# ---- in a browser
-
-PROBE = """
-<script>
-addEventListener("load", () => setTimeout(() => {
-  const found = {}, it = document.getElementById("flame").explorer, canvas = document.querySelector("#flame canvas");
-  const press = (key, more) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, ...more }));
-  it.draw();
-  found.whole = it.stats.calls; found.width = canvas.clientWidth; found.rows = it.episode.raw.rows.length;
-  found.boxes = it.episode.row.length; found.asked = it.state.box;
-  it.look(0, it.episode.raw.span / 4); it.draw();
-  const times = [];
-  for (let k = 0; k < 60; k++) {
-    const begun = performance.now(); it.pan(0.02); it.draw(); times.push(performance.now() - begun);
-  }
-  found.median = times.sort((a, b) => a - b)[30]; found.from = it.state.from;
-  press("0"); press("Escape"); press("ArrowRight"); found.chosen = it.state.box;
-  press("ArrowRight"); found.next = it.state.box; press("+"); found.span = it.state.to - it.state.from;
-  found.hash = location.hash; found.panel = document.querySelector(".decision").textContent;
-  found.pictures = document.querySelectorAll("#flame img, #flame script").length;
-  document.title = document.title === "owned" ? "OWNED" : "told";
-  const told = document.createElement("pre"); told.id = "found"; told.textContent = JSON.stringify(found);
-  document.body.append(told);
-}, 50));
-</script>
-"""
-
-
-def browsed(file: Path, fragment: str, tmp_path: Path) -> dict[str, Any]:
-    """What the probe finds in a page that is opened at a fragment."""
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    probing = tmp_path / "probing.html"
-    probing.write_text(file.read_text().replace("</body>", f"{PROBE}</body>"))
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
-    command = [str(BROWSER), *flags, "--virtual-time-budget=4000", "--dump-dom", f"file://{probing}{fragment}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "<title>told</title>" in done.stdout, done.stdout[:300] + done.stderr[-500:]
-    from html import unescape
-
-    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.S)
-    assert match is not None, done.stderr[-500:]
-    return json.loads(unescape(match[1]))
-
-
-def test_a_long_episode_in_a_browser(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"system": "nobody", "config": {"env": "somewhere", "seed": 0}}))
-    group = gather.gather([tmp_path])[0]
-    group.runs[0].timelines = control.timelines(valued(2000), {"gamma": 0.9, "lam": 0.8}, group.runs[0].strings, 1)
-    one = group.runs[0].timelines[0]
-    (tmp_path / "page.html").write_text(page([group]))
-    found = browsed(tmp_path / "page.html", "#run=0&episode=0&decision=17", tmp_path)
-    assert found["boxes"] == len(one.row) == 2000 + -(-2000 // 7) and found["rows"] == 2
-    assert found["whole"] <= 4 * found["width"], "draw calls are bounded by pixels of a row"
-    assert found["asked"] == 17 and found["chosen"] == 0 and found["next"] == 1
-    assert found["from"] > 0 and found["span"] < one.span and "decision=1" in found["hash"]
-    assert "How its advantage came about" in found["panel"] and "TD error of this decision" in found["panel"]
-
-
-def test_hostile_text_is_text_in_a_browser(tmp_path: Path) -> None:
-    found = browsed(hostile_page(tmp_path), "#run=0&episode=0&decision=0", tmp_path)
-    assert found["pictures"] == 0 and found["asked"] == 0

@@ -3,12 +3,13 @@
   const root = document.getElementById("flame"), blob = document.getElementById("timelines");
   if (!root || !blob) return;
   const data = JSON.parse(blob.textContent);
-  const LEFT = 104, ROW = 20, GAP = 4, AXIS = 22, STRIP = 12, TOKEN = 7, LONG = 3000, NS = document.querySelector("svg").namespaceURI;
+  const ROW = 20, GAP = 4, AXIS = 22, STRIP = 18, TOKEN = 7, LONG = 3000, NS = document.querySelector("svg").namespaceURI;
   const TYPES = { u1: Uint8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
   const state = { run: 0, sort: "recorded", metric: "", from: 0, to: 1, box: -1, cursor: 0 };
   const stats = { calls: 0, frames: 0 };
-  let episode = null, row = [], colours = {}, waiting = false;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let episode = null, colours = {}, waiting = false, margin = 104;
 
   // ---- columns and texts
 
@@ -79,12 +80,16 @@
     colours.list = [0, 1, 2, 3, 4, 5].map((k) => get("--s" + k));
   }
   function rgb(hex) { return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)); }
+  function luminance(c) { // relative, of WCAG 2: at 0.18 black and white stand out alike
+    const [r, g, b] = c.map((v) => (v <= 10 ? v / 3295 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  }
   function ramp(anchors, levels) {
     return Array.from({ length: levels }, (_, k) => {
       const at = (k / (levels - 1)) * (anchors.length - 1), i = Math.min(Math.floor(at), anchors.length - 2);
       const a = rgb(anchors[i]), b = rgb(anchors[i + 1]);
       const c = a.map((x, j) => Math.round(x + (b[j] - x) * (at - i)));
-      return { fill: "rgb(" + c.join(",") + ")", ink: 0.3 * c[0] + 0.59 * c[1] + 0.11 * c[2] > 140 ? "#15181c" : "#ffffff" };
+      return { fill: "rgb(" + c.join(",") + ")", ink: luminance(c) > 0.18 ? "#15181c" : "#ffffff" };
     });
   }
   function scale(values) { // of a metric: colours from its low to its high, around 0 where it has both signs
@@ -94,7 +99,7 @@
     const both = known[0] < 0 && known[known.length - 1] > 0 || state.metric === "advantage";
     const most = Math.max(Math.abs(at(0.02)), Math.abs(at(0.98))) || 1;
     const low = both ? -most : at(0.02), high = both ? most : at(0.98);
-    const list = ramp(both ? data.colours.diverging : data.colours.sequential, 41);
+    const list = ramp(both ? data.colours[dark.matches ? "dark" : "diverging"] : data.colours.sequential, 41);
     return { low, high, list, of: (x) => (isFinite(x) ? list[Math.max(0, Math.min(40, Math.round((40 * (x - low)) / (high - low || 1))))] : null) };
   }
   function painter(e) {
@@ -113,11 +118,11 @@
 
   // ---- drawing: only what is visible, at most one box a pixel of a row
 
-  const canvas = node("canvas", { tabindex: 0, role: "application", "aria-label": "flame graph of the episode; arrow keys choose a decision, plus and minus zoom, Shift with an arrow pans, 0 shows all" });
+  const canvas = node("canvas", { tabindex: 0, role: "application", "aria-describedby": "marks", "aria-label": "flame graph of the episode; arrow keys choose a decision, Enter reads it, plus and minus zoom, Shift with an arrow pans, 0 shows all" });
   const pen = canvas.getContext("2d");
-  const width = () => Math.max(canvas.clientWidth - LEFT - 8, 50);
-  const x = (time) => LEFT + ((time - state.from) / (state.to - state.from)) * width();
-  const time = (pixel) => state.from + ((pixel - LEFT) / width()) * (state.to - state.from);
+  const width = () => Math.max(canvas.clientWidth - margin - 8, 50);
+  const x = (time) => margin + ((time - state.from) / (state.to - state.from)) * width();
+  const time = (pixel) => state.from + ((pixel - margin) / width()) * (state.to - state.from);
 
   function rect(left, top, wide, high, fill) { pen.fillStyle = fill; pen.fillRect(left, top, wide, high); stats.calls++; }
   function write(words, left, top, fill, align) { pen.fillStyle = fill; pen.textAlign = align || "left"; pen.fillText(words, left, top); stats.calls++; }
@@ -126,6 +131,7 @@
     waiting = false;
     const e = episode, ratio = window.devicePixelRatio || 1, wide = canvas.clientWidth;
     if (!e || !wide) return;
+    margin = wide < 480 ? 66 : 104;
     if (canvas.width !== Math.round(wide * ratio) || canvas.height !== Math.round(e.height * ratio)) {
       canvas.style.height = e.height + "px";
       canvas.width = Math.round(wide * ratio); canvas.height = Math.round(e.height * ratio);
@@ -134,12 +140,13 @@
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, wide, e.height);
     pen.font = "11px ui-sans-serif, system-ui, sans-serif"; pen.textBaseline = "middle";
-    pen.save(); pen.beginPath(); pen.rect(LEFT, 0, width(), e.height); pen.clip();
+    pen.save(); pen.beginPath(); pen.rect(margin, 0, width(), e.height); pen.clip();
     e.raw.rows.forEach((_, r) => boxes(e, r));
     if (e.tokens.at) tokens(e);
     strip(e);
     pen.restore();
-    e.raw.rows.forEach((line, r) => write(brief(names(line), 16), LEFT - 8, r * (ROW + GAP) + ROW / 2, colours.ink, "right"));
+    if (e.tokens.at) write("tokens", margin - 8, e.raw.rows.length * (ROW + GAP) + ROW / 2, colours.ink, "right");
+    e.raw.rows.forEach((line, r) => write(brief(names(line), Math.floor(margin / 6.5)), margin - 8, r * (ROW + GAP) + ROW / 2, colours.ink, "right"));
     axis(e);
   }
   function boxes(e, r) {
@@ -151,7 +158,7 @@
       rect(left, top, Math.max(wide - 0.6, 0.8), ROW, paint.fill);
       mark(e.raw.ends[e.end[box]][1], right, top, wide, e.stop[box] - e.start[box]);
       if (box === state.box) { pen.strokeStyle = colours.ink; pen.lineWidth = 2; pen.strokeRect(left + 1, top + 1, Math.max(wide - 2, 1), ROW - 2); stats.calls++; }
-      if (wide > 16) write(brief(text(e, box), Math.floor((Math.min(right, LEFT + width()) - Math.max(left, LEFT)) / 7) - 1), Math.max(left, LEFT) + 4, top + ROW / 2, paint.ink);
+      if (wide > 16) write(brief(text(e, box), Math.floor((Math.min(right, margin + width()) - Math.max(left, margin)) / 7) - 1), Math.max(left, margin) + 4, top + ROW / 2, paint.ink);
       if (wide >= 1) box++;
       else { const next = time(left + 1); box = Math.max(box + 1, bisect(e.stop, box + 1, last, (t) => t > next)); }
     }
@@ -165,7 +172,7 @@
   }
   function tokens(e) {
     const top = e.raw.rows.length * (ROW + GAP), wide = x(1) - x(0), strings = data.runs[e.run].strings;
-    if (wide < TOKEN) return write("tokens: zoom in", LEFT + 4, top + ROW / 2, colours.soft);
+    if (wide < TOKEN) return write("zoom in to see them", margin + 4, top + ROW / 2, colours.soft);
     const at = e.tokens.at;
     for (let k = bisect(at, 0, at.length, (t) => t + 1 > state.from); k < at.length && at[k] < state.to; k++) {
       const paint = (e.tokenScale && e.tokenScale.of(e.tokenValue[k])) || { fill: colours.hair, ink: colours.ink };
@@ -174,10 +181,11 @@
       if (wide > 14) write(brief(strings[e.tokens.text[k]], Math.floor(wide / 7)), x(at[k]) + 2, top + ROW / 2, paint.ink);
     }
   }
-  function strip(e) { // rewards, and times at which something else was done than was decided
+  function strip(e) { // rewards, paid above a line and costs below it, and times at which something else was done than was decided
     const top = e.height - AXIS - STRIP;
-    for (const one of e.rewards) ticks(one.at, (k) => rect(x(one.at[k] + 0.5) - 0.6, top, 1.2, 7, one.value[k] < 0 ? colours.list[1] : colours.list[2]));
-    ticks(e.replaced, (k) => rect(x(e.replaced[k] + 0.5) - 1, top + 8, 2, 3, colours.mark));
+    if (e.rewards.some((one) => one.at.length)) rect(margin, top + 6, width(), 1, colours.hair);
+    for (const one of e.rewards) ticks(one.at, (k) => rect(x(one.at[k] + 0.5) - 0.8, one.value[k] < 0 ? top + 7 : top, 1.6, 6, one.value[k] < 0 ? colours.list[1] : colours.list[2]));
+    ticks(e.replaced, (k) => rect(x(e.replaced[k] + 0.5) - 1, top + 14, 2, 3, colours.mark));
     rect(x(state.cursor), 0, 1, e.height - AXIS, colours.ink);
   }
   function ticks(at, paint) {
@@ -189,7 +197,7 @@
   }
   function axis(e) {
     const top = e.height - AXIS, span = state.to - state.from, step = [1, 2, 5].map((m) => m * 10 ** Math.floor(Math.log10(span / 5))).find((s) => span / s <= 10) || span;
-    write(e.raw.unit + "s", LEFT - 8, top + 12, colours.soft, "right");
+    write(e.raw.unit + "s", margin - 8, top + 12, colours.soft, "right");
     for (let t = Math.ceil(state.from / step) * step; t <= state.to; t += step) {
       rect(x(t), top, 1, 4, colours.soft);
       write(String(Number(t.toPrecision(6))), x(t), top + 13, colours.soft, "center");
@@ -211,7 +219,7 @@
   }
   function under(event) {
     const box = canvas.getBoundingClientRect(), r = Math.floor((event.clientY - box.top) / (ROW + GAP)), t = time(event.clientX - box.left), e = episode;
-    if (event.clientX - box.left < LEFT || r < 0) return { t: null, box: -1, token: -1 };
+    if (event.clientX - box.left < margin || r < 0) return { t: null, box: -1, token: -1 };
     if (r >= e.raw.rows.length) {
       const lies = e.tokens.at && r === e.raw.rows.length && x(1) - x(0) >= TOKEN;
       const k = lies ? bisect(e.tokens.at, 0, e.tokens.at.length, (s) => s + 1 > t) : -1;
@@ -260,7 +268,7 @@
       tip.textContent = "token \u201c" + brief(data.runs[e.run].strings[e.tokens.text[found.token]], 60) + "\u201d" + (e.tokens.given[found.token] ? ", not chosen by the model" : "") + (known.length ? "; " + known.join("; ") : "");
     }
     const box = stage.getBoundingClientRect();
-    tip.style.left = Math.min(event.clientX - box.left + 12, box.width - 260) + "px";
+    tip.style.left = Math.max(0, Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)) + "px";
     tip.style.top = event.clientY - box.top + 16 + "px";
   }
   function summary(e, box) {
@@ -268,11 +276,11 @@
     return names(level(e, box)) + ": " + brief(text(e, box), 160) + "; " + e.raw.unit + "s " + number(e.start[box]) + " to " + number(e.stop[box]) + "; ended by: " + e.raw.ends[e.end[box]][0] + shown;
   }
   canvas.addEventListener("keydown", (event) => {
-    const e = episode, middle = (state.from + state.to) / 2;
+    const e = episode;
     const keys = {
-      "+": () => zoom(0.7, middle), "=": () => zoom(0.7, middle), "-": () => zoom(1 / 0.7, middle), 0: () => look(0, e.raw.span), Home: () => look(0, e.raw.span),
+      "+": () => zoom(0.7, middle()), "=": () => zoom(0.7, middle()), "-": () => zoom(1 / 0.7, middle()), 0: () => look(0, e.raw.span), Home: () => look(0, e.raw.span),
       f: () => state.box >= 0 && look(e.start[state.box] - 0.2 * (e.stop[state.box] - e.start[state.box]), e.stop[state.box] + 0.2 * (e.stop[state.box] - e.start[state.box])),
-      Escape: () => choose(-1),
+      Escape: () => choose(-1), Enter: () => state.box >= 0 && panel.focus(),
       ArrowLeft: () => (event.shiftKey ? pan(-0.2) : step(-1)), ArrowRight: () => (event.shiftKey ? pan(0.2) : step(1)),
       ArrowUp: () => climb(-1), ArrowDown: () => climb(1),
     };
@@ -296,7 +304,8 @@
 
   // ---- the panel of a decision
 
-  const panel = node("div", { class: "decision", tabindex: -1 });
+  const panel = node("div", { class: "decision", tabindex: -1, role: "region", "aria-label": "the chosen decision" });
+  panel.addEventListener("keydown", (event) => { if (event.key === "Escape") canvas.focus(); });
   function table(rows) { return node("table", {}, node("tbody", {}, ...rows.map(([name, value]) => node("tr", {}, node("th", { scope: "row" }, visible(name)), node("td", {}, value))))); }
   function credit(e, box) {
     const shown = e.metrics.advantage ? e.metrics.advantage[box] : NaN, rows = [];
@@ -388,16 +397,36 @@
     };
   }
 
+  // ---- what the marks mean
+
+  const legend = node("ul", { class: "legend", id: "marks", "aria-label": "marks" });
+  function explain(e) { // the marks of this episode, each beside what it stands for
+    const shapes = { timeout: ["M15 0h3v14h-3z", "ink"], interrupted: ["M18 0h-7l7 9z", "mark"], fault: ["M9 4l1.4-1.4 2.6 2.6 2.6-2.6 1.4 1.4-2.6 2.6 2.6 2.6-1.4 1.4-2.6-2.6-2.6 2.6-1.4-1.4 2.6-2.6z", "mark"] };
+    const item = (words, box, [d, role]) => node("li", {}, node("svg", { viewBox: "0 0 18 14", "aria-hidden": "true" }, box ? node("path", { d: "M0 0h18v14h-18z", class: "box" }) : "", node("path", { d, class: role })), words);
+    const ended = e.raw.ends.filter((_, k) => e.end.includes(k)), kinds = [...new Set(ended.map((end) => end[1]))].filter((kind) => shapes[kind]);
+    const paid = (sign) => e.rewards.some((one) => one.value.some((v) => Math.sign(v) === sign));
+    legend.replaceChildren(...kinds.map((kind) => item(ended.filter((end) => end[1] === kind).map((end) => end[0]).join(" or "), true, shapes[kind])),
+      ...(paid(1) ? [item("reward", false, ["M8 1h2v6h-2z", "paid"])] : []), ...(paid(-1) ? [item("negative reward", false, ["M8 7h2v6h-2z", "cost"])] : []),
+      ...(e.replaced.length ? [item("done otherwise than decided", false, ["M8 6h3v4h-3z", "mark"])] : []));
+  }
+
   // ---- choosing an episode
 
   const runs = node("select", { "aria-label": "run" }), order = node("select", { "aria-label": "sorted by" }), colour = node("select", { "aria-label": "colour" });
   const episodes = node("select", { "aria-label": "episode", size: 6 }), bar = node("span", { class: "bar-line" });
-  const stage = node("div", { class: "stage" }, canvas, tip);
+  const stage = node("div", { class: "stage" }, canvas, tip, legend);
+  const middle = () => (state.from + state.to) / 2;
+  const buttons = [["+", "zoom in", () => zoom(0.5, middle())], ["\u2212", "zoom out", () => zoom(2, middle())], ["\u2190", "earlier", () => pan(-0.4)],
+    ["\u2192", "later", () => pan(0.4)], ["all", "show all", () => look(0, episode.raw.span)]].map(([sign, name, act]) => {
+    const button = node("button", { type: "button", "aria-label": name, title: name }, sign);
+    button.onclick = act;
+    return button;
+  });
   function option(value, words) { return node("option", { value }, visible(words)); }
   function list() {
     const raws = data.runs[state.run].episodes.map((raw, k) => [raw, k]), by = { return: (e) => -(e.earned ?? -Infinity), length: (e) => -e.length, recorded: () => 0 }[state.sort];
     raws.sort((a, b) => by(a[0]) - by(b[0]) || a[1] - b[1]);
-    episodes.replaceChildren(...raws.map(([e, k]) => option(k, [e.key, e.title, "return " + number(e.earned), e.length + (e.unit === "token" ? " calls" : " steps"), e.success === null ? "" : e.success ? "success" : "no success"].filter(Boolean).join(" \u00b7 "))));
+    episodes.replaceChildren(...raws.map(([e, k]) => option(k, ["episode " + e.key, e.title, "return " + number(e.earned), e.length + (e.unit === "token" ? " calls" : " steps"), e.success === null ? "" : e.success ? "success" : "no success"].filter(Boolean).join(" \u00b7 "))));
   }
   function open(run, k, box) {
     state.run = run;
@@ -408,6 +437,7 @@
     colour.replaceChildren(...known.map((name) => option(name, name)));
     colour.value = state.metric;
     paint();
+    explain(episode);
     state.from = 0; state.to = episode.raw.span; state.cursor = 0;
     const board = data.runs[run].plan;
     world.replaceChildren(); follow = () => {};
@@ -456,14 +486,15 @@
   episodes.onchange = () => open(state.run, Number(episodes.value), -1);
   colour.onchange = () => { state.metric = colour.value; paint(); };
   root.append(
-    node("div", { class: "controls" }, node("label", {}, "run ", runs), node("label", {}, "order ", order), node("label", {}, "colour ", colour), bar),
-    episodes, node("div", { class: "beside" }, stage, world), live, panel);
+    node("div", { class: "controls" }, node("label", {}, "run ", runs), node("label", {}, "order ", order), node("label", {}, "colour ", colour), bar, node("div", { class: "chips", role: "group", "aria-label": "view" }, ...buttons)),
+    episodes, node("div", { class: "beside" }, node("div", { class: "graph" }, stage, live, panel), world));
   theme();
   root.hidden = false;
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { theme(); paint(); });
+  dark.addEventListener("change", () => { theme(); paint(); });
   new ResizeObserver(soon).observe(canvas);
   if (recall()) root.scrollIntoView();
   else open(0, 0, -1);
   remembering = true;
-  root.explorer = { state, stats, look, pan, zoom, choose, draw, scale, get episode() { return episode; } };
+  const place = (box) => [(x(Math.max(episode.start[box], state.from)) + x(Math.min(episode.stop[box], state.to))) / 2, (episode.row[box] + 0.5) * (ROW + GAP)];
+  root.explorer = { state, stats, look, pan, zoom, choose, draw, scale, place, time, get episode() { return episode; } };
 })();

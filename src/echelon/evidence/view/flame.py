@@ -17,8 +17,10 @@ from echelon.evidence.view.played import plan_of
 from echelon.evidence.view.svg import ramp
 from echelon.evidence.view.timeline import Timeline, packed
 
-DIVERGING = ("#0b5394", "#5a94c6", "#b9d3e8", "#f3f1ec", "#f3cda6", "#dc8a3e", "#a04a00")
+DIVERGING = ("#0b5394", "#5a94c6", "#b9d3e8", "#e9e6df", "#f3cda6", "#dc8a3e", "#a04a00")
 """Negative to positive: blue and orange, which all forms of colour blindness tell apart."""
+DARK = ("#7cc0f5", "#4a8cc4", "#2f5675", "#2e3339", "#6e4a2a", "#b9722f", "#f2a35e")
+"""The same on dark paper: what is close to zero stays close to the paper."""
 
 
 def flame_section(groups: Sequence[Group], figures: Figures) -> Section | None:
@@ -37,7 +39,7 @@ def flame_section(groups: Sequence[Group], figures: Figures) -> Section | None:
             number = len(plans)
             plans.append(tag("g", tag("g", floor(board)), tag("g", walls(board)), id=f"plan{number}"))
         documents += [run_document(group, run, board, number) for run in group.runs if run.timelines]
-    told = {"colours": {"diverging": DIVERGING, "sequential": ramp()}, "runs": documents}
+    told = {"colours": {"diverging": DIVERGING, "dark": DARK, "sequential": ramp()}, "runs": documents}
     hidden = tag("svg", tag("defs", plans), width="0", height="0", style="position:absolute", aria_hidden="true")
     return section("recorded", "Episodes", explorer(figures, hidden, told), absent)
 
@@ -47,11 +49,10 @@ def explorer(figures: Figures, plans: Markup, told: dict[str, Any]) -> Markup:
     noscript = tag("noscript", tag("p", "The episodes are drawn by a script of this page.", class_="note"))
     return figures(
         "Recorded episodes, level by level.",
-        "Time runs to the right; a row is a level, a box a decision for as long as it held. Wheel or + and − zoom, "
-        "dragging or Shift with an arrow key pans, a click or the arrow keys choose a decision: the panel tells what "
-        "was seen, decided, how it ended and how its advantage came about, term by term. A dark right edge: time was "
-        "up; a triangle: interrupted; a cross: a fault. Marks below are rewards, and times at which something else was "
-        "done than was decided. The address in the browser leads back to the episode and the decision.",
+        "Time runs to the right; a row is a level, a box a decision for as long as it held, and marks are told below. "
+        "Wheel, buttons or + and − zoom, dragging or Shift with an arrow key pans, a click or the arrow keys choose a "
+        "decision: the panel tells what was seen, decided, how it ended and how its advantage came about, term by "
+        "term. The address in the browser leads back to the episode and the decision.",
         plans,
         tag("div", class_="flame", id="flame", hidden=True),
         noscript,
