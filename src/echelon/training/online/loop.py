@@ -58,7 +58,7 @@ class OnlineRun(Trainer):
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.agent, self.runtime)
-        self.recording = Recording(self.directory / "rollouts")
+        self.recording = Recording(self.directory / "rollouts", self.config.slots)
 
     @classmethod
     def inputs(cls, system: type[OnlineAgent], config: OnlineConfig, say: Say) -> Spaces:

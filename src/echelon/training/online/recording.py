@@ -1,10 +1,12 @@
 """Which episodes of a training are written down, step by step, for people who look at a run.
 
-One in a hundred, in blocks: `BLOCK` episodes that begin one after the other, of each `SHARE` * `BLOCK`. Where an
-evaluation passed since the latest one was chosen, the first that begins is taken too, so that there is one or more
-between any two evaluations. Which they are follows from their numbers alone: no random number is drawn, and whoever
-resumes a run writes the same. `rollouts/trained_<step>` has, beside each evaluation, those that ended since the one
-before; those that go on are in `rollouts/open_<step>` beside a checkpoint, until a later one takes its place.
+One in a hundred, in blocks, so that most iterations cost nothing: as many as lie side by side, `BLOCK` at most, in the
+middle of each `SHARE` times as many that begin one after the other. Where an evaluation passed since the latest one was
+chosen, the first that begins is taken too, so that there is one or more between any two evaluations. Which they are
+follows from their numbers alone: no random number is drawn, and whoever resumes a run writes the same.
+
+`rollouts/trained_<step>` has, beside each evaluation, those that ended since the one before; those that go on are in
+`rollouts/open_<step>` beside a checkpoint, until a later one takes its place.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from echelon.hierarchy.diagnostics import VALUE
 from echelon.rollout import Ragged, Rollout
 from echelon.training.online.agent import AFTER, BONUS, OnlineAgent
 
-SHARE, BLOCK = 100, 8
-"""One episode in so many is written down; so many begin one after the other."""
+SHARE, BLOCK = 100, 64
+"""One episode in so many is written down; at most so many that begin one after the other."""
 MOST = 16 * 2**20
 """Bytes of observations in a record from which on no further episode is chosen; at twice as many, none is followed."""
 TRAINED, OPEN = "trained", "open"
@@ -33,10 +35,12 @@ TRAINED, OPEN = "trained", "open"
 class Recording:
     """What was kept of the chosen episodes since the latest evaluation.
 
-    followed: numbers of those that go on. chosen: whether there is one for the record of the next evaluation.
+    slots: episodes side by side. followed: numbers of those that go on. chosen: whether there is one for the record of
+    the next evaluation.
     """
 
     folder: Path
+    slots: int
     pieces: list[Rollout] = field(default_factory=list)
     followed: set[int] = field(default_factory=set)
     chosen: bool = False
@@ -48,7 +52,7 @@ class Recording:
         number = streams.episode.tolist()
         begun = [n for n, tick in zip(number, streams.start_tick.tolist(), strict=True) if tick == 0]
         if self.size < MOST:
-            self.followed |= {n for n in begun if n // BLOCK % SHARE == 0}
+            self.followed |= {n for n in begun if n // min(self.slots, BLOCK) % SHARE == SHARE // 2}
         if not self.chosen and not self.followed and (begun or last):
             self.followed.add(begun[0] if begun else number[0])
         rows = [row for row, n in enumerate(number) if n in self.followed]
@@ -57,7 +61,7 @@ class Recording:
         first = rollout.spans["stream"].starts[torch.tensor(rows, device=rollout.stream.device)]
         piece = rollout.episodes(rollout.spans["episode"].ids[first].unique())
         appraise(agent, piece)
-        self.pieces.append(piece.to("cpu"))
+        self.pieces.append(piece if piece.stream.device.type == "cpu" else piece.to("cpu"))
         self.size += sum(map(_bytes, piece.observation.values()))
         self.chosen = True
         over = streams.terminated | streams.truncated
