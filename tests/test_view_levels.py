@@ -166,6 +166,18 @@ def test_a_page_without_levels_has_no_such_section(tmp_path: Path) -> None:
     assert "learning" not in checked(page(gather.gather([tmp_path]))).ids
 
 
+def test_lengths_of_spans_tell_their_unit(tmp_path: Path) -> None:
+    online_run(tmp_path / "control")
+    (tmp_path / "talk").mkdir()
+    config = {"env": "somewhere", "seed": 0, "group": 2, "warm_episodes": 0}
+    (tmp_path / "talk" / "config.json").write_text(json.dumps({"system": "other", "config": config}))
+    groups = gather.gather([tmp_path / "control", tmp_path / "talk"])
+    groups[1].runs[0].spans = {"high": np.array([12.0, 30.0])}
+    html = page(groups)
+    checked(html)
+    assert html.count("steps a decision lasts") == 2 and html.count("tokens a decision lasts") == 1
+
+
 # ---- what is damaged or foreign
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from echelon.evidence.statistics import LEVEL, resample
 from echelon.evidence.view.gather import Array, Curve, Group, Run, seeds_table
 from echelon.evidence.view.layout import Figures, Section, key, section
-from echelon.evidence.view.markup import Markup, join, tag
-from echelon.evidence.view.svg import Line, line_chart
+from echelon.evidence.view.markup import Markup, tag
+from echelon.evidence.view.svg import Line, limits, line_chart
 
 REPETITIONS = 500
 PERCENT = (0.0, 100.0)
@@ -85,8 +85,8 @@ MEASURES = (
 
 def levels_section(groups: Sequence[Group], figures: Figures) -> Section | None:
     """Section "Levels while learning"; None where no run tells anything of its levels."""
-    drawn = [_figure(measure, groups, figures) for measure in MEASURES]
-    return section("learning", "Levels while learning", join(drawn))
+    drawn = [figure for measure in MEASURES if (figure := _figure(measure, groups, figures)) is not None]
+    return section("learning", "Levels while learning", key(groups), drawn) if drawn else None
 
 
 def curves(run: Run, measure: Measure) -> dict[str, Curve]:
@@ -110,20 +110,41 @@ def line(group: Group, seeds: Sequence[Curve]) -> Line:
 
 
 def _figure(measure: Measure, groups: Sequence[Group], figures: Figures) -> Markup | None:
+    """A chart for each level, all of one scale."""
     told = [(group, [curves(run, measure) for run in group.runs]) for group in groups]
     names = dict.fromkeys(name for _, seeds in told for seed in seeds for name, curve in seed.items() if _known(curve))
-    charts = []
+    drawn: dict[str, list[Line]] = {}
     for name in names:
         mine = [(g, [seed[name] for seed in seeds if name in seed and _known(seed[name])]) for g, seeds in told]
-        lines = [line(group, seeds) for group, seeds in mine if seeds]
-        chart = line_chart(
-            lines, title=f"{measure.title} {name}", size=(210, 130), y_limits=measure.limits, dots=len(lines[0].x) < 30
-        )
-        charts.append(tag("div", tag("b", name), chart, class_="cell"))
-    if not charts:
+        drawn[name] = [line(group, seeds) for group, seeds in mine if seeds]
+    if not drawn:
         return None
-    about = f"{measure.explanation} Against updates; mean over seeds and its 95 % bootstrap interval."
-    return figures(measure.title, about, key([g for g, seeds in told if any(seeds)]), tag("div", charts, class_="many"))
+    scale = measure.limits or _scale([one for lines in drawn.values() for one in lines])
+    charts = [
+        tag(
+            "div",
+            tag("b", name),
+            line_chart(
+                lines,
+                title=f"{measure.title} {name}",
+                x_label="updates",
+                size=(320, 190),
+                y_limits=scale,
+                dots=max(len(one.x) for one in lines) < 30,
+            ),
+            class_="cell",
+        )
+        for name, lines in drawn.items()
+    ]
+    about = f"{measure.explanation} Mean over seeds and its 95 % bootstrap interval."
+    return figures(measure.title, about, tag("div", charts, class_="three"))
+
+
+def _scale(lines: Sequence[Line]) -> tuple[float, float, bool]:
+    """Limits of an axis for all these lines: from 0, or logarithmic where they need it."""
+    parts = [part for one in lines for part in (one.y, one.low, one.high) if part is not None]
+    low, high, log = limits(np.concatenate(parts))
+    return (low, high, True) if log else (min(low, 0.0), high, False)
 
 
 def _known(curve: Curve) -> bool:

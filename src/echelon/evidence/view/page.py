@@ -274,25 +274,27 @@ def order(groups: Sequence[Group], figures: Figures) -> Markup:
 
 
 def spans(groups: Sequence[Group], figures: Figures) -> Markup:
-    """Histograms of the length of decisions, one chart a level."""
+    """Histograms of the length of decisions, one chart a level and unit of time."""
     drawn = []
-    levels = list(dict.fromkeys(level for group in groups for run in group.runs for level in run.spans))
-    for level in levels:
-        samples = [
-            (group.label, group.style, np.concatenate([run.spans[level] for run in group.runs if level in run.spans]))
-            for group in groups
-            if any(len(run.spans.get(level, ())) for run in group.runs)
-        ]
-        if samples:
-            counted = ", ".join(f"{label} {len(lengths):,}" for label, _, lengths in samples)
-            chart = histogram(samples, title=f"Span lengths of level {level}", x_label="steps a decision lasts")
-            drawn.append(tag("div", tag("b", f"Level {level}"), f" · decisions: {counted}", chart, class_="cell"))
+    for unit, language in (("steps", False), ("tokens", True)):
+        alike = [group for group in groups if group.runs[0].language == language]
+        for level in dict.fromkeys(level for group in alike for run in group.runs for level in run.spans):
+            samples = [
+                (g.label, g.style, np.concatenate([run.spans[level] for run in g.runs if level in run.spans]))
+                for g in alike
+                if any(len(run.spans.get(level, ())) for run in g.runs)
+            ]
+            if samples:
+                counted = ", ".join(f"{label} {len(lengths):,}" for label, _, lengths in samples)
+                chart = histogram(samples, title=f"Span lengths of level {level}", x_label=f"{unit} a decision lasts")
+                drawn.append(tag("div", tag("b", f"Level {level}"), f" · decisions: {counted}", chart, class_="cell"))
     if not drawn:
         return join(missing(groups, "spans"))
     figure = figures(
         "Span lengths by level.",
-        "How many environment steps a decision of each level holds, in the recorded evaluation episodes. A single bar"
-        " at 1 means that the level decides afresh at every step; a level with options shows its terminations here.",
+        "How many environment steps a decision of each level holds, in the recorded evaluation episodes; of a language"
+        " agent, how many tokens are emitted meanwhile, in the episodes shown above. A single bar at 1 means that the"
+        " level decides afresh at every step; a level with options shows its terminations here.",
         key(groups),
         tag("div", drawn, class_="three"),
     )

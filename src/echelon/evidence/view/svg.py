@@ -105,17 +105,20 @@ def line_chart(
     x_label: str = "",
     y_label: str = "",
     size: tuple[int, int] = (440, 270),
-    y_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float, float] | tuple[float, float, bool] | None = None,
     dots: bool = False,
     names: bool = False,
 ) -> Markup:
-    """Curves with bands over a common axis; `dots` marks the points, `names` writes each label at its curve's end."""
+    """Curves with bands over a common axis; `dots` marks the points, `names` writes each label at its curve's end.
+
+    y_limits: lowest and highest value, and whether the axis is logarithmic; what `limits` says of the curves if absent.
+    """
     width, height = size
     small = width < 300
     left, right, top, bottom = (34, 8, 8, 22) if small else (46, 96 if names else 14, 10, 40 if x_label else 24)
     xs = np.concatenate([line.x for line in lines])
     ys = [part[np.isfinite(part)] for line in lines for part in (line.y, line.low, line.high) if part is not None]
-    low, high, log = (*y_limits, False) if y_limits else limits(np.concatenate(ys))
+    low, high, log = (*y_limits, False)[:3] if y_limits else limits(np.concatenate(ys))
     x = Axis(min(0.0, float(xs.min())), float(xs.max()) or 1.0, left, width - right)
     y = Axis(low, high, height - bottom, top, log)
     frame = _frame(x, y, x_label, y_label, counts=(3, 3) if small else (5, 5), size=size)
