@@ -130,6 +130,7 @@ MANAGER_CPU: dict[str, Any] = {
     "limit": 400,
     "hidden": (64, 64),
     "skills": 10,
+    "sees": (1,),
     "hold": 20,
     "gamma": 0.99,
     "updates": 200,
@@ -148,7 +149,7 @@ MANAGER_CPU: dict[str, Any] = {
     "log_every": 10,
     "checkpoint_every": 50,
 }
-"""The skills' 160 000 steps, and half as many of the manager's."""
+"""The skills' 160 000 steps, and half as many of the manager's; told apart by velocity, skills swing."""
 FEUDAL_CPU: dict[str, Any] = {
     "slots": 8,
     "ticks": 64,
