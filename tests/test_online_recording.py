@@ -19,7 +19,7 @@ from echelon.systems import index
 from echelon.training import checkpoint, run
 from echelon.training.agent import Batch
 from echelon.training.online import recording
-from echelon.training.online.agent import AFTER, BONUS
+from echelon.training.online.agent import AFTER, BONUS, EXPECTED
 from echelon.training.online.conformance import check_resume, forget_after
 from echelon.training.online.recording import Recording
 
@@ -160,7 +160,8 @@ def test_values_are_noted_in_greedy_and_training_episodes(tmp_path: Path, system
     for name in ("step_000000012", "trained_000000012"):
         rollout = Rollout.load(path / "rollouts" / name)
         for level, d in rollout.decisions.items():
-            assert bool(d.values[VALUE].isfinite().all()), (name, level)
+            assert (VALUE in d.values) != (EXPECTED in d.values), "noted by the level, or afterwards"
+            assert bool(d.values.get(VALUE, d.values.get(EXPECTED)).isfinite().all()), (name, level)
             assert bool(torch.as_tensor(rollout.streams.labels[AFTER + level]).isfinite().all())
             assert (BONUS in d.values) == (system == "feudal" and level == "action")
     if system != "feudal":
@@ -169,7 +170,7 @@ def test_values_are_noted_in_greedy_and_training_episodes(tmp_path: Path, system
         d, labels = greedy.decisions["action"], greedy.streams.labels
         after = torch.where(greedy.streams.terminated, 0, torch.as_tensor(labels[AFTER + "action"]))
         exact = gae(
-            greedy.spans["stream"], reward=greedy.reward_sum(), value=d.values[VALUE][torch.argsort(d.start)],
+            greedy.spans["stream"], reward=greedy.reward_sum(), value=d.values[EXPECTED][torch.argsort(d.start)],
             gamma=0.99, lam=0.95, final_value=after,
         )  # fmt: skip
         if system == "flat-ppo":

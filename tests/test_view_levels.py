@@ -18,7 +18,7 @@ from echelon.evidence.view.page import page
 from echelon.evidence.view.timeline import Strings
 from echelon.rollout import Rollout
 from echelon.spans import Spans
-from echelon.training.online.agent import AFTER, BONUS
+from echelon.training.online.agent import AFTER, BONUS, EXPECTED
 
 ONLINE: dict[str, Any] = {"env": "somewhere", "seed": 0, "slots": 2, "ticks": 4}
 
@@ -27,7 +27,7 @@ def valued(episodes: int = 1, length: int = 40, seed: int = 0) -> Rollout:
     """Five episodes each that were cut off, whose levels note what they expected, and what was expected at the end."""
     rollout, generator = record("pointmaze-medium-navigate-v0", episodes, length), torch.Generator().manual_seed(seed)
     for level, d in rollout.decisions.items():
-        d.values["value"] = torch.randn(len(d), generator=generator)
+        d.values["value" if level == "high" else EXPECTED] = torch.randn(len(d), generator=generator)
         rollout.streams.labels[AFTER + level] = torch.randn(len(rollout.streams), generator=generator)
     rollout.decisions["low"].values[BONUS] = torch.randn(len(rollout.decisions["low"]), generator=generator)
     rollout.reward["env"] = torch.randn(rollout.size, generator=generator)
@@ -40,7 +40,7 @@ def valued(episodes: int = 1, length: int = 40, seed: int = 0) -> Rollout:
 def exact(rollout: Rollout, level: str, gamma: float, lam: float) -> np.ndarray:
     """Generalised advantages of the decisions of a level, by the library's own rule, stream by stream."""
     d = rollout.decisions[level]
-    order = torch.argsort(d.start)
+    order, value = torch.argsort(d.start), d.values["value" if level == "high" else EXPECTED]
     reward = torch.stack(
         [sum((gamma**k * rollout.reward["env"][a + k] for k in range(b - a)), torch.tensor(0.0))
          for a, b in zip(d.start[order].tolist(), d.stop[order].tolist(), strict=True)]
@@ -48,7 +48,7 @@ def exact(rollout: Rollout, level: str, gamma: float, lam: float) -> np.ndarray:
     if BONUS in d.values:
         reward = reward + d.values[BONUS][order].double()
     found = gae(
-        Spans.by_key(d.stream[order]), reward=reward, value=d.values["value"][order].double(),
+        Spans.by_key(d.stream[order]), reward=reward, value=value[order].double(),
         gamma=gamma ** (d.stop - d.start)[order].double(), lam=lam,
         final_value=torch.as_tensor(rollout.streams.labels[AFTER + level]).double(),
     )  # fmt: skip
@@ -63,6 +63,7 @@ def test_what_was_cut_off_reaches_to_what_was_expected_then(level: str, gamma: f
     np.testing.assert_allclose(control.advantages(rollout, level, {"gamma": 0.1, "lam": 0.1}), wanted, atol=1e-6)
     for number, one in enumerate(control.timelines(rollout, {}, Strings(), 5)):
         mine = np.flatnonzero([one.rows[r].level == level for r in one.row])
+        assert np.array_equal(one.metrics["value"][mine], one.chain["value before it"][mine])
         theirs = (rollout.decisions[level].stream == number).numpy()
         np.testing.assert_allclose(one.metrics["advantage"][mine], wanted[theirs], atol=1e-6)
         error, decay = one.chain["td_error"][mine], one.chain["decay"][mine]

@@ -13,7 +13,7 @@ from echelon.errors import DataError
 from echelon.evidence.view.timeline import Array, Row, Strings, Timeline, followed, lanes
 from echelon.hierarchy.diagnostics import VALUE
 from echelon.rollout import Decisions, End, Ragged, Rollout, decision_returns
-from echelon.training.online.agent import AFTER, BONUS
+from echelon.training.online.agent import AFTER, BONUS, EXPECTED
 
 WORDS = {
     End.OPTION: "its own condition",
@@ -63,7 +63,7 @@ def _table(rollout: Rollout, config: Mapping[str, Any], strings: Strings) -> dic
     found = {}
     for level, d in rollout.decisions.items():
         credit, why = credit_of(rollout, level, config)
-        metrics = {name: column.double().numpy() for name, column in d.values.items()}
+        metrics = {VALUE if name == EXPECTED else name: column.double().numpy() for name, column in d.values.items()}
         if bool(d.log_prob.isfinite().any()):
             metrics["log-probability"] = d.log_prob.double().numpy()
         choice = d.action.ndim == 1 and not d.action.is_floating_point()
@@ -98,7 +98,8 @@ def credit_of(rollout: Rollout, level: str, config: Mapping[str, Any]) -> tuple[
     reach up to it.
     """
     d = rollout.decisions[level]
-    if VALUE not in d.values:
+    noted = expected(d)
+    if noted is None:
         return {}, f"{level} notes no values of its decisions, so there is nothing to compare what came of them with"
     rule = rollout.meta.get("credit", {}).get(level, config)
     try:
@@ -106,7 +107,7 @@ def credit_of(rollout: Rollout, level: str, config: Mapping[str, Any]) -> tuple[
         told = decision_returns(rollout, level, gamma)
     except DataError as problem:  # rewards that were never scored
         return {}, str(problem)
-    value, ended = d.values[VALUE].double(), d.end == int(End.TERMINATED)
+    value, ended = noted.double(), d.end == int(End.TERMINATED)
     last = rollout.streams.labels.get(AFTER + level)
     unknown = torch.full((len(rollout.streams),), torch.nan, dtype=torch.float64)
     after = _following(d, value, torch.as_tensor(last).double() if last is not None else unknown)
@@ -129,6 +130,11 @@ def credit_of(rollout: Rollout, level: str, config: Mapping[str, Any]) -> tuple[
         else f"TD error of the noted values: reward + {gamma:g}^duration · value after − value before"
     )
     return {name: column.numpy() for name, column in chain.items()}, how
+
+
+def expected(d: Decisions) -> Tensor | None:
+    """What a level expected before each decision [D], however it was noted; None if it was not."""
+    return d.values.get(VALUE, d.values.get(EXPECTED))
 
 
 def _in_time(d: Decisions) -> Tensor:

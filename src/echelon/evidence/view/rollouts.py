@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from echelon.errors import DataError
-from echelon.evidence.view.control import advantages, timelines
+from echelon.evidence.view.control import advantages, expected, timelines
 from echelon.evidence.view.gather import EPISODES_PER_TASK, MAZES, Curve, Episode, Run, task_name
 from echelon.evidence.view.played import played
-from echelon.hierarchy.diagnostics import VALUE
 from echelon.rollout import Rollout
 
 EVALUATED, TRAINED = "step", "trained"
@@ -69,7 +68,7 @@ def variances(run: Run, recorded: list[Path]) -> dict[str, Curve]:
     points: dict[str, list[tuple[float, float]]] = {}
     for path in reversed([recorded[k] for k in chosen]):
         rollout = opened(path)
-        if not any(VALUE in d.values for d in rollout.decisions.values()):
+        if all(expected(d) is None for d in rollout.decisions.values()):
             break
         for level in rollout.levels:
             if len(found := advantages(rollout, level, run.config)) > 1:

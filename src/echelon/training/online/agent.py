@@ -26,6 +26,8 @@ class Keeper(Protocol):
 
 AFTER = "after."
 """Begins the name of a stream's label: what the level after it expected of the latest observation."""
+EXPECTED = "expected"
+"""Name among a decision's values: what its level expected, noted afterwards, of the world's rewards and its own."""
 BONUS = "bonus"
 """Name among a decision's values: the reward of the level's own that it brought."""
 

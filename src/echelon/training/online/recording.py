@@ -22,7 +22,7 @@ from torch import Tensor
 from echelon.errors import DataError
 from echelon.hierarchy.diagnostics import VALUE
 from echelon.rollout import Ragged, Rollout
-from echelon.training.online.agent import AFTER, BONUS, OnlineAgent
+from echelon.training.online.agent import AFTER, BONUS, EXPECTED, OnlineAgent
 
 SHARE, BLOCK = 100, 64
 """One episode in so many is written down; at most so many that begin one after the other."""
@@ -125,7 +125,8 @@ def appraise(agent: OnlineAgent, rollout: Rollout) -> None:
     credit = {}
     for level, found in agent.appraise(rollout).items():
         values = rollout.decisions[level].values
-        values.setdefault(VALUE, found.value)
+        if VALUE not in values:
+            values[EXPECTED] = found.value
         if found.bonus is not None:
             values[BONUS] = found.bonus
         rollout.streams.labels[AFTER + level] = found.after
