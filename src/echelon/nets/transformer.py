@@ -98,7 +98,7 @@ class Transformer(nn.Module):
     hidden: units of the feed-forward layer of each block, one number a block.
     places: how many different places there are; tokens may share one.
     context_dim: of the tokens that every block attends to beside; None: no such attention.
-    dropout, attention_dropout: of what enters and what each block adds; of attention's weights.
+    dropout, attention_dropout: of what each block adds; of attention's weights.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, heads, width, context_dim, dropout, attention_dropout) for width in hidden
         )
-        self.norm, self.drop = _norm(dim), nn.Dropout(dropout)
+        self.norm = _norm(dim)
         self.apply(init_normal_)
 
     def forward(self, tokens: Tensor, place: Tensor, mask: Tensor | None = None, context: Context = None) -> Tensor:
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         self, tokens: Tensor, place: Tensor, mask: Tensor | None = None, context: Context = None
     ) -> list[Tensor]:
         """What enters the first block and what each block gives, [B, T, D] each, before the last norm."""
-        found = [self.drop(tokens + self.place(place))]
+        found = [tokens + self.place(place)]
         for block, beside in zip(self.blocks, self._contexts(context), strict=True):
             found.append(block(found[-1], mask, beside, None)[0])
         return found
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
 
         They see each other and all that is in `past`. Returns [B, T, D] and the past of the span after it.
         """
-        x, now = self.drop(tokens + self.place(place)), []
+        x, now = tokens + self.place(place), []
         before = [None] * len(self.blocks) if past is None else past
         for block, kept, beside in zip(self.blocks, before, self._contexts(context), strict=True):
             x, seen = block(x, None, beside, kept)

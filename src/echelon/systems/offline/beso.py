@@ -12,10 +12,12 @@ Options: `goal_drop` with `guidance` is the paper's CFG-BESO, without (the defau
 actions of the past as they were; released: they begin as they were and are denoised again with the newest.
 `goal_mask="element"` is the released mask of goals: number by number, so that the network hardly ever sees a goal
 that is left out as a whole, which is what guidance asks it about.
-Deviations: state observations only. States, goals and actions are scaled by the range seen so far (released: from the
-whole data at once). Goals begin at the step after the window, as released, and at an episode's end its last state is
-repeated (released: no goal there). In the test environments a goal is one state, repeated if `goal_frames` asks for
-more. All rows share their noise, so that nobody's action depends on who else acts. Adam without weight decay.
+Deviations: state observations only. The moments by which states and goals are standardised and the range by which
+actions are scaled are those of what was seen so far (released: of the whole data at once). Windows are shorter where an
+episode begins (released: whole ones alone); goals begin at the step after the window, as released, and at an episode's
+end its last state is repeated (released: zeros). In the test environments a goal is one state, repeated if
+`goal_frames` asks for more. All rows share their noise, so that nobody's action depends on who else acts. Adam without
+weight decay.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from echelon.claims import Above, AtLeast, Claim, NotWorse, Score, success
 from echelon.data.windows import Mask, WindowSpec, check_windows
 from echelon.hierarchy.level import Decision, Features, Level
 from echelon.nets.edm import Denoise, edm_loss, preconditioned, truncated_log_logistic
+from echelon.nets.entities import EntityNorm
 from echelon.nets.ranges import Range
 from echelon.nets.samplers import (
     Noise,
@@ -82,7 +85,7 @@ class BESOConfig(Config):
     denoiser_hidden: tuple[int, ...] = (960, 960, 960, 960)
     """Units of the feed-forward part of each layer: one number a layer (kitchen 6 layers)."""
     dropout: float = 0.05
-    """Of tokens and of what each layer adds."""
+    """Of what each layer adds (kitchen 0)."""
     attention_dropout: float = 0.05
     """Of attention's weights (kitchen .3)."""
     lr_decay: float = 0.99
@@ -90,7 +93,7 @@ class BESOConfig(Config):
     lr_every: int = 100
     """Updates between these factors."""
     average_decay: float = 0.999
-    """What the averaged weights, which act, keep of themselves at each update."""
+    """What the averaged weights, which act, keep of themselves at update n: (1 + n) / (10 + n), at most this."""
     data_std: float = 0.5
     """sigma_data: standard deviation of scaled actions that the preconditioning assumes."""
     train_sigma_min: float = 0.05
@@ -195,7 +198,7 @@ class WindowLevel(Level):
 
     def start(self, streams: int) -> Tensor:
         agent, w = self.agent, self.agent.config.window
-        return torch.zeros(streams, 1 + w * agent.sizes[0] + (w - 1) * agent.sizes[1], device=agent.states.low.device)
+        return torch.zeros(streams, 1 + w * agent.sizes[0] + (w - 1) * agent.sizes[1], device=agent.actions.low.device)
 
     def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Features, Tensor | None]:
         assert memory is not None
@@ -224,14 +227,17 @@ class BESO(Agent):
     """A denoiser of windows of actions, and a slow average of its weights, which acts."""
 
     Config = BESOConfig
+    averaged: Tensor
+    """How many updates the average has seen."""
 
     def __init__(self, config: BESOConfig, spec: DataSpec):
         super().__init__()
         self.config, self.sizes = config, (spec.observation_dim, spec.action_dim)
-        self.states, self.actions = Range(spec.observation_dim), Range(spec.action_dim)
+        self.states, self.actions = EntityNorm([(1, spec.observation_dim)]), Range(spec.action_dim)
         self.network = ActionDenoiser(config, spec)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.average.eval()
+        self.register_buffer("averaged", torch.zeros(()))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.left_out = 0  # seed of what dropout leaves out in this update
 
@@ -241,7 +247,7 @@ class BESO(Agent):
         """Scale what the network sees, erase the goals that are left out, and draw `sigma` [B] and `noise`."""
         check_windows(batch)
         c, states, actions = self.config, batch["observations"], batch["actions"]
-        self.states.update(states)
+        self.states.update(states.flatten(0, 1))
         self.actions.update(actions)
         u = torch.rand(len(states), generator=self.generator, dtype=torch.float64)
         sigma = truncated_log_logistic(u, c.train_sigma_min, c.train_sigma_max, math.log(c.data_std), 0.5)
@@ -285,7 +291,11 @@ class BESO(Agent):
     def commit(self, aux: Metrics) -> None:
         """Move the average towards the weights as this step left them."""
         averages, weights = ([p.data for p in net.parameters()] for net in (self.average, self.network))
-        torch._foreach_lerp_(averages, weights, 1 - self.config.average_decay)
+        self.averaged += 1
+        kept = ((1 + self.averaged) / (10 + self.averaged)).clamp(max=self.config.average_decay)
+        gaps = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(gaps, 1 - kept)  # a tensor: nothing waits for the device
+        torch._foreach_add_(averages, gaps)
 
     def train(self, mode: bool = True) -> BESO:
         """Set the mode of the network that learns; the average never drops anything."""
