@@ -31,7 +31,7 @@ UMAZE_CPU: dict[str, Any] = {
 UMAZE_OF: dict[str, dict[str, Any]] = {
     "sac-her": {},
     "hiro": {"reach": (0.5,)},
-    "hac": {"low": (-1.5, -1.5), "high": (1.5, 1.5), "near": (0.3,), "horizon": 20},
+    "hac": {"low": (-1.5, -1.5), "high": (1.5, 1.5), "near": (0.45,), "horizon": 15},
 }
 """What each gets there at every size: places are within the walls, a step moves 5 cm at most."""
 DENSE_OF: dict[str, dict[str, Any]] = {"sac-her": {**UMAZE_OF["sac-her"], "threshold": 0.45}, "hiro": UMAZE_OF["hiro"]}
@@ -39,7 +39,7 @@ DENSE_OF: dict[str, dict[str, Any]] = {"sac-her": {**UMAZE_OF["sac-her"], "thres
 UMAZE_OF_CPU: dict[str, dict[str, Any]] = {
     "sac-her": {},
     "hiro": {"manager_gamma": 0.95, "actor_lr": 1e-3},
-    "hac": {},
+    "hac": {"batch_size": 256, "rate": 0.02, "random": 0.3, "noise": 0.2},
 }
 """What each gets in both at the CPU size beside `UMAZE_CPU`."""
 
@@ -164,8 +164,8 @@ FEUDAL_CPU: dict[str, Any] = {
     "checkpoint_every": 50,
 }
 """A smoke test without LSTMs: 204 800 steps, a gradient step for each 512."""
-PLANS: dict[str, Any] = {"cell": (0.25, 0.25, 1.0, 1.0), "window": 8_000, "hold": 20, "plan": 3, "limit": 200}
-"""Plans over skills in the maze, at every size: place and velocity are seen, and goals are places."""
+PLANS: dict[str, Any] = {"sees": (0, 1), "cell": (0.25,), "window": 8_000, "hold": 20, "plan": 3, "limit": 200}
+"""Plans over skills in the maze, at every size: places are seen, and goals are places."""
 
 SIZES: dict[str, dict[str, Any]] = {"published": {}, "cpu": {}, "demo": {}}
 SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
