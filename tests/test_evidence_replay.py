@@ -372,7 +372,13 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         run = Run(folder)
         run.__dict__["identity"] = {"torch": "", "cpu": "", "device": "cpu", "threads": 1, "matmul": "highest",
                                     "precision": "float32"}  # fmt: skip
-        return replay.statistic_digest(replay.run_digest(run), run, lambda run: np.array(parts["values"]))
+
+        def statistic(run: Run) -> np.ndarray:
+            if parts["values"] is None:
+                raise DataError(f"{run.path}: too few episodes")
+            return np.array(parts["values"])
+
+        return replay.statistic_digest(replay.run_digest(run), run, statistic)
 
     return digest
 
@@ -399,6 +405,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "a stop": {"stop": 1},
     "a statistic": {"values": [50.000000000000007]},
     "a statistic's shape": {"values": [[50.0]]},
+    "a statistic that needs more of a run": {"values": None},
 }  # fmt: skip
 
 
@@ -410,6 +417,7 @@ def test_digests_cover_every_ingredient_and_nothing_else(traced: Callable[..., s
     assert plain == traced(tensors=weights | drawn)
     digests = {name: traced(**change) for name, change in CHANGES.items()}
     assert [name for name, digest in digests.items() if digest == plain] == []
+    assert traced(values=None) == digests["a statistic that needs more of a run"]  # folders and messages differ
     assert len(set(digests.values())) == len(CHANGES)
 
 

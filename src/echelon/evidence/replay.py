@@ -10,7 +10,8 @@ is to run the first updates of every arm again and to compare, bit for bit, with
    hashes of the code and the `identity` of machine, versions and data: digests are a function of these two alone.
 2. `answer` compares the facts about one result: those of the code that made the result with those of the present code.
 
-What a replay cannot see: code that the first updates do not reach, such as a schedule that acts later.
+What a replay cannot see: code that the first updates do not reach, such as a schedule that acts later, or a statistic
+of what happened later.
 """
 
 from __future__ import annotations
@@ -216,11 +217,17 @@ def run_digest(run: Run) -> hashlib._Hash:
 
 
 def statistic_digest(trace: hashlib._Hash, run: Run, statistic: Statistic) -> str:
-    """SHA-256 of a run (see `run_digest`) and of the statistic's values on it, in hexadecimal digits."""
+    """SHA-256 of a run (see `run_digest`) and of the statistic's values on it, in hexadecimal digits.
+
+    A statistic that needs more of a run than its first updates (DataError) has no values.
+    """
     from echelon.training.runtime import choose
 
-    with choose("cpu", "float32", 1, run.identity).active():
-        values = np.asarray(statistic(run), dtype=float)
+    try:
+        with choose("cpu", "float32", 1, run.identity).active():
+            values = np.asarray(statistic(run), dtype=float)
+    except DataError:
+        values = np.empty(0)
     ink = trace.copy()
     _absorb(ink, "statistic", values)
     return ink.hexdigest()
