@@ -223,13 +223,12 @@ def statistic_digest(trace: hashlib._Hash, run: Run, statistic: Statistic) -> st
     """
     from echelon.training.runtime import choose
 
+    ink = trace.copy()
     try:
         with choose("cpu", "float32", 1, run.identity).active():
-            values = np.asarray(statistic(run), dtype=float)
+            _absorb(ink, "statistic", np.asarray(statistic(run), dtype=float))
     except DataError:
-        values = np.empty(0)
-    ink = trace.copy()
-    _absorb(ink, "statistic", values)
+        ink.update(b"no statistic")
     return ink.hexdigest()
 
 
