@@ -240,7 +240,7 @@ class Feudal(OnlineAgent):
         return (ManagerLevel(self), WorkerLevel(self, explore))
 
     def seen(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """What was read [N, F], the memories that streams begin with, the rows added for final observations bool[N + S].
+        """What was read [N, F], memories that streams begin with, the rows added for final observations bool[N + S].
 
         Then intrinsic rewards [N], and the values of manager and worker [N + S] each.
         """
