@@ -57,7 +57,6 @@
       let at = 0;
       e.context = Array.from(lengths, (n) => texts.subarray(at, (at += n)));
     }
-    e.lines = raw.rows.map((_, r) => r);
     e.height = raw.rows.length * (ROW + GAP) + (e.tokens.at ? ROW + GAP : 0) + STRIP + AXIS;
     return e;
   }
@@ -69,8 +68,7 @@
     return low;
   }
   const text = (e, box) => data.runs[e.run].strings[e.text[box]];
-  const level = (e, box) => e.raw.rows[e.row[box]];
-  const names = (line) => [line[0], line[1], line[2] ? "lane " + (line[2] + 1) : ""].filter(Boolean).join(" ");
+  const level = (e, box) => e.raw.rows[e.row[box]], names = (line) => [line[0], line[1], line[2] ? "lane " + (line[2] + 1) : ""].filter(Boolean).join(" ");
 
   // ---- colours
 
@@ -146,7 +144,7 @@
     strip(e);
     pen.restore();
     if (e.tokens.at) write("tokens", margin - 8, e.raw.rows.length * (ROW + GAP) + ROW / 2, colours.ink, "right");
-    e.raw.rows.forEach((line, r) => write(brief(names(line), Math.floor(margin / 6.5)), margin - 8, r * (ROW + GAP) + ROW / 2, colours.ink, "right"));
+    e.raw.rows.forEach((line, r) => write(brief(names(line), Math.floor((margin - 8) / 6.4)), margin - 8, r * (ROW + GAP) + ROW / 2, colours.ink, "right"));
     axis(e);
   }
   function boxes(e, r) {
@@ -158,14 +156,17 @@
       rect(left, top, Math.max(wide - 0.6, 0.8), ROW, paint.fill);
       mark(e.raw.ends[e.end[box]][1], right, top, wide, e.stop[box] - e.start[box]);
       if (box === state.box) { pen.strokeStyle = colours.ink; pen.lineWidth = 2; pen.strokeRect(left + 1, top + 1, Math.max(wide - 2, 1), ROW - 2); stats.calls++; }
-      if (wide > 16) write(brief(text(e, box), Math.floor((Math.min(right, margin + width()) - Math.max(left, margin)) / 7) - 1), Math.max(left, margin) + 4, top + ROW / 2, paint.ink);
+      const words = text(e, box), room = Math.floor((Math.min(right, margin + width()) - Math.max(left, margin)) / 7) - 1;
+      if (wide > 13 && room >= Math.min(3, words.length)) write(brief(words, room), Math.max(left, margin) + 4, top + ROW / 2, paint.ink);
       if (wide >= 1) box++;
       else { const next = time(left + 1); box = Math.max(box + 1, bisect(e.stop, box + 1, last, (t) => t > next)); }
     }
   }
   function mark(kind, right, top, wide, long) {
     if (kind === "timeout" && wide > 6 && long > 1) rect(right - 2.6, top, 2, ROW, colours.ink);
-    if (kind === "interrupted") {
+    const slim = Math.max(0.8, Math.min(wide - 0.6, 2));
+    if (kind === "interrupted" && wide < 9) rect(right - slim, top, slim, 4, colours.mark);
+    else if (kind === "interrupted") {
       pen.fillStyle = colours.mark; pen.beginPath(); pen.moveTo(right, top); pen.lineTo(right - 7, top); pen.lineTo(right, top + 9); pen.fill(); stats.calls++;
     }
     if (kind === "fault") write("\u00d7", right - 8, top + ROW / 2, colours.mark);
@@ -196,11 +197,12 @@
     }
   }
   function axis(e) {
-    const top = e.height - AXIS, span = state.to - state.from, step = [1, 2, 5].map((m) => m * 10 ** Math.floor(Math.log10(span / 5))).find((s) => span / s <= 10) || span;
+    const top = e.height - AXIS, span = state.to - state.from, most = Math.max(2, Math.min(10, width() / 54)), ten = 10 ** Math.floor(Math.log10(span / most)), step = ten * [1, 2, 5, 10].find((m) => span / (ten * m) <= most);
     write(e.raw.unit + "s", margin - 8, top + 12, colours.soft, "right");
     for (let t = Math.ceil(state.from / step) * step; t <= state.to; t += step) {
       rect(x(t), top, 1, 4, colours.soft);
-      write(String(Number(t.toPrecision(6))), x(t), top + 13, colours.soft, "center");
+      const words = String(Number(t.toPrecision(6)));
+      write(words, Math.min(x(t), margin + width() + 8 - 3.3 * words.length), top + 13, colours.soft, "center");
     }
   }
   function soon() { if (!waiting) { waiting = true; requestAnimationFrame(draw); } }
@@ -314,7 +316,7 @@
       let weight = 1, sum = 0, k = box;
       for (let n = 0; n < 8; n++) {
         const part = weight * e.chain.td_error[k];
-        rows.push([n ? "TD error " + n + " later, times " + number(weight) : "TD error of this decision", number(part)]);
+        rows.push([n ? "TD error " + n + " later, times " + number(weight, 3) : "TD error of this decision", number(part)]);
         sum += part; weight *= e.chain.decay[k];
         if (!weight || e.row[++k] !== e.row[box]) { weight = 0; break; }
       }
@@ -406,8 +408,8 @@
     const ended = e.raw.ends.filter((_, k) => e.end.includes(k)), kinds = [...new Set(ended.map((end) => end[1]))].filter((kind) => shapes[kind]);
     const paid = (sign) => e.rewards.some((one) => one.value.some((v) => Math.sign(v) === sign));
     legend.replaceChildren(...kinds.map((kind) => item(ended.filter((end) => end[1] === kind).map((end) => end[0]).join(" or "), true, shapes[kind])),
-      ...(paid(1) ? [item("reward", false, ["M8 1h2v6h-2z", "paid"])] : []), ...(paid(-1) ? [item("negative reward", false, ["M8 7h2v6h-2z", "cost"])] : []),
-      ...(e.replaced.length ? [item("done otherwise than decided", false, ["M8 6h3v4h-3z", "mark"])] : []));
+      ...(paid(1) ? [item("reward", false, ["M7 0h3v7h-3z", "paid"])] : []), ...(paid(-1) ? [item("negative reward", false, ["M7 7h3v7h-3z", "cost"])] : []),
+      ...(e.replaced.length ? [item("done otherwise than decided", false, ["M7 5h4v4h-4z", "mark"])] : []));
   }
 
   // ---- choosing an episode
@@ -417,16 +419,14 @@
   const stage = node("div", { class: "stage" }, canvas, tip, legend);
   const middle = () => (state.from + state.to) / 2;
   const buttons = [["+", "zoom in", () => zoom(0.5, middle())], ["\u2212", "zoom out", () => zoom(2, middle())], ["\u2190", "earlier", () => pan(-0.4)],
-    ["\u2192", "later", () => pan(0.4)], ["all", "show all", () => look(0, episode.raw.span)]].map(([sign, name, act]) => {
-    const button = node("button", { type: "button", "aria-label": name, title: name }, sign);
-    button.onclick = act;
-    return button;
-  });
+    ["\u2192", "later", () => pan(0.4)], ["all", "show all", () => look(0, episode.raw.span)]]
+    .map(([sign, name, act]) => Object.assign(node("button", { type: "button", "aria-label": name, title: name }, sign), { onclick: act }));
   function option(value, words) { return node("option", { value }, visible(words)); }
   function list() {
     const raws = data.runs[state.run].episodes.map((raw, k) => [raw, k]), by = { return: (e) => -(e.earned ?? -Infinity), length: (e) => -e.length, recorded: () => 0 }[state.sort];
     raws.sort((a, b) => by(a[0]) - by(b[0]) || a[1] - b[1]);
-    episodes.replaceChildren(...raws.map(([e, k]) => option(k, ["episode " + e.key, e.title, "return " + number(e.earned), e.length + (e.unit === "token" ? " calls" : " steps"), e.success === null ? "" : e.success ? "success" : "no success"].filter(Boolean).join(" \u00b7 "))));
+    episodes.size = Math.max(2, Math.min(6, raws.length));
+    episodes.replaceChildren(...raws.map(([e, k]) => option(k, [(/^\d/.test(e.key) ? "episode " : "") + e.key, e.title, "return " + number(e.earned), e.length + (e.unit === "token" ? " calls" : " steps"), e.success === null ? "" : e.success ? "success" : "no success"].filter(Boolean).join(" \u00b7 "))));
   }
   function open(run, k, box) {
     state.run = run;
