@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +15,10 @@ pytest.importorskip("gymnasium_robotics")
 from echelon.data.replay import LEFT
 from echelon.envs.spaces import Spaces
 from echelon.errors import DataError, UsageError
+from echelon.evidence.run import Run
 from echelon.systems.online.goals import GoalReward, speed
 from echelon.systems.online.sac_her import HindsightSAC
+from echelon.training.config import to_json
 
 SHAPES = {"observation": (1,), "achieved_goal": (1,), "desired_goal": (1,)}
 SPACES = Spaces(SHAPES, {}, None, (-1.0,), (1.0,))
@@ -89,12 +91,15 @@ def test_an_environment_without_goals_is_refused() -> None:
         HindsightSAC.Config(hindsight=1.5)
 
 
-def test_speed_is_minus_the_steps_to_the_first_success() -> None:
-    config = SimpleNamespace(steps=200, updates=100)
-
-    def run(*successes: float) -> Any:
+def test_speed_is_minus_the_steps_to_the_first_success(tmp_path: Path) -> None:
+    def run(*successes: float) -> Run:
+        path = tmp_path / "-".join(map(str, ("run", *successes)))
+        path.mkdir(exist_ok=True)
+        config = to_json(HindsightSAC.Config(slots=4, ticks=50, updates=100))
+        (path / "config.json").write_text(json.dumps(config))
         rows = [{"step": 10 * (i + 1), "success": success} for i, success in enumerate(successes)]
-        return SimpleNamespace(evaluations=rows, config=config)
+        (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Run(path)
 
     assert float(speed(run(0.1, 0.8, 0.2))) == -4.0
     assert float(speed(run(0.1, 0.7))) == -20.0

@@ -78,5 +78,7 @@ def speed(run: Any, level: float = 0.8) -> np.ndarray:
     """
     if not run.evaluations:
         raise DataError(f"{getattr(run, 'path', 'run')}: no evaluation to find the first success in")
-    steps = [row["step"] for row in run.evaluations if row["success"] is not None and row["success"] >= level]
-    return np.array(-(steps[0] if steps else run.config.updates) * run.config.steps / 1000)
+    config = run.config
+    reached = [row["step"] for row in run.evaluations if row["success"] is not None and row["success"] >= level]
+    iterations = reached[0] if reached else config["updates"]
+    return np.array(-iterations * config["slots"] * config["ticks"] / 1000)
