@@ -87,7 +87,7 @@
       const at = (k / (levels - 1)) * (anchors.length - 1), i = Math.min(Math.floor(at), anchors.length - 2);
       const a = rgb(anchors[i]), b = rgb(anchors[i + 1]);
       const c = a.map((x, j) => Math.round(x + (b[j] - x) * (at - i)));
-      return { fill: "rgb(" + c.join(",") + ")", ink: luminance(c) > 0.18 ? "#15181c" : "#ffffff" };
+      return { fill: "rgb(" + c.join(",") + ")", ink: luminance(c) > 0.18 ? "#000000" : "#ffffff" };
     });
   }
   function scale(values) { // of a metric: colours from its low to its high, around 0 where it has both signs
