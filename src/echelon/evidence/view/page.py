@@ -197,13 +197,16 @@ def success(groups: Sequence[Group], figures: Figures) -> Markup:
         )
         for i, name in enumerate(scored[0].tasks)
     ]
+    whole = join(missing(groups, "success"), tag("div", tag("div", table), curves, class_="two"))
+    if len(parts) == 1:
+        return whole
     by_task = figures(
         "The same by task.",
         "Success in percent against updates. One task that stays at the bottom tells more about a method than the "
         "mean.",
         tag("div", parts, class_="many"),
     )
-    return join(missing(groups, "success"), tag("div", tag("div", table), curves, class_="two"), by_task)
+    return join(whole, by_task)
 
 
 def curve(group: Group, task: int | None) -> Line:
