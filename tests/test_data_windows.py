@@ -53,6 +53,7 @@ SPECS = st.builds(
     anchor=st.sampled_from(["last", "first"]),
     frames=st.integers(1, 4),
     ahead=st.integers(0, 3),
+    stride=st.integers(1, 3),
 )
 
 
@@ -63,11 +64,13 @@ def test_windows_equal_the_reference(lengths, spec, seed):
     batch = batch_of(lengths, spec, u)
     assert batch["observations"].shape == (25, spec.steps, 3) and batch["goals"].shape == (25, spec.frames, 3)
     for b in range(25):
-        steps, goal = window(lengths, u[:2, b].tolist(), spec.steps, spec.anchor, spec.frames, spec.ahead)
+        steps, goal = window(lengths, u[:2, b].tolist(), spec.steps, spec.anchor, spec.frames, spec.ahead, spec.stride)
         shown = [tuple(x) for x in batch["observations"][b, :, :2].int().tolist()]
         assert shown == steps + [steps[-1]] * (spec.steps - len(steps))
         assert batch["real"][b].tolist() == [k < len(steps) for k in range(spec.steps)]
         assert [tuple(x) for x in batch["goals"][b, :, :2].int().tolist()] == goal
+        drawn = steps[-1] if spec.anchor == "last" else steps[0]
+        assert int(batch["until"][b]) == goal[0][1] - drawn[1]
     torch.testing.assert_close(batch["actions"][..., 0], batch["observations"][..., 1] / 10)
 
 
@@ -113,6 +116,7 @@ def test_a_source_of_windows_is_seeded_and_resumable(tmp_path):
     first, *_ = (one.next() for _ in range(20))
     assert {name: tuple(x.shape) for name, x in first.items()} == {
         "observations": (7, 4, 3), "actions": (7, 4, 2), "real": (7, 4), "goals": (7, 2, 3), "kept": (7, 1, 1),
+        "until": (7,),
     }  # fmt: skip
     two.load_state_dict(one.state_dict())
     after = one.next()

@@ -3,12 +3,15 @@
 from typing import Any
 
 
-def window(lengths: list[int], u: Any, steps: int, anchor: str, frames: int, ahead: int) -> tuple[list, list]:
+def window(
+    lengths: list[int], u: Any, steps: int, anchor: str, frames: int, ahead: int, stride: int = 1
+) -> tuple[list, list]:
     """(episode, place) of the window's steps and of the goal's frames; u: which transition, how far the goal."""
     every = [(e, t) for e, length in enumerate(lengths) for t in range(length)]
     episode, at = every[int(u[0] * len(every))]
     length = lengths[episode]
-    places = range(at - steps + 1, at + 1) if anchor == "last" else range(at, at + steps)
+    offsets = range(1 - steps, 1) if anchor == "last" else range(steps)
+    places = [at + k * stride for k in offsets]
     inside = [t for t in places if 0 <= t < length]
     possible = [t for t in range(at + ahead, length) if t + frames <= length]
     if not possible:  # too few are left: the soonest, or the last state

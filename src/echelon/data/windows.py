@@ -1,4 +1,4 @@
-"""Windows of consecutive steps and the goals that follow them, for policies that read or write sequences.
+"""Windows of steps and the goals that follow them, for policies that read or write sequences.
 
 Legend: i transition index, f index of the last transition of i's episode, u uniform numbers in [0, 1), B batch, W steps
 of a window, G frames of a goal, O size of an observation. Indices live in transition space: an episode's last
@@ -27,7 +27,8 @@ Mask = Literal["sample", "element"]
 class WindowSpec:
     """How to draw windows and goals.
 
-    steps: W, consecutive steps of one episode.
+    steps: W, steps of one episode.
+    stride: how far they lie apart; 1: consecutive.
     anchor: which step of the window is the transition that is drawn, where a policy stands. "last": the window is what
         it remembers, shorter where the episode begins; "first": what it does next, shorter where the episode ends.
     frames: G, consecutive states from which a goal is made; where the episode ends before, its last one is repeated.
@@ -39,6 +40,7 @@ class WindowSpec:
     """
 
     steps: int = 1
+    stride: int = 1
     anchor: Anchor = "last"
     frames: int = 1
     ahead: int = 1
@@ -46,7 +48,7 @@ class WindowSpec:
     mask: Mask = "sample"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("frames", 1), ("ahead", 0)):
+        for name, least in (("steps", 1), ("stride", 1), ("frames", 1), ("ahead", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.drop <= 1:
@@ -81,10 +83,9 @@ class Windows:
         spec = self.spec
         drawn = (u[0] * self.episodes.size).long()
         start, final = self.episodes.start_of(drawn), self.episodes.end_of(drawn)
-        if spec.anchor == "last":
-            first, last = torch.maximum(drawn - (spec.steps - 1), start), drawn
-        else:
-            first, last = drawn, torch.minimum(drawn + (spec.steps - 1), final)
+        room = drawn - start if spec.anchor == "last" else final - drawn
+        reach = (room // spec.stride).clamp(max=spec.steps - 1) * spec.stride
+        first, last = (drawn - reach, drawn) if spec.anchor == "last" else (drawn, drawn + reach)
         soonest = torch.minimum(drawn + spec.ahead, final)
         latest = torch.maximum(final - (spec.frames - 1), soonest)
         goal = soonest + (u[1] * (latest - soonest + 1)).long()
@@ -96,10 +97,10 @@ class Windows:
 
         `observations` [B, W, O], `actions` [B, W, A]; `real` bool[B, W] is false behind a shorter window's last step,
         which is repeated there; `goals` [B, G, O] and `kept`, as drawn: what is left out is not erased yet, so that it
-        can be after scaling.
+        can be after scaling; `until` int64[B]: steps from the transition that was drawn to the goal's first frame.
         """
         first, last, goal, final, kept = (part[b] for part in drawn)
-        place = first[:, None] + torch.arange(self.spec.steps, device=first.device)
+        place = first[:, None] + self.spec.stride * torch.arange(self.spec.steps, device=first.device)
         frame = goal[:, None] + torch.arange(self.spec.frames, device=first.device)
         step = self.row[torch.minimum(place, last[:, None])]
         return {
@@ -108,6 +109,7 @@ class Windows:
             "real": place <= last[:, None],
             "goals": observations[self.row[torch.minimum(frame, final[:, None])]],
             "kept": kept,
+            "until": goal - (last if self.spec.anchor == "last" else first),
         }
 
     def batches(self, u: Tensor, observations: Tensor, actions: Tensor) -> Callable[[slice], dict[str, Tensor]]:
