@@ -148,3 +148,28 @@ def test_windows_of_other_kinds_are_refused(tmp_path):
 def test_senseless_settings_are_refused(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} .*{next(iter(change.values()))}"):
         WindowSpec(**change)
+
+
+def test_windows_may_have_their_steps_at_any_offsets():
+    """Against the windows of consecutive steps: the same where the episode goes on, else its last transition."""
+    u, offsets = uniforms(60), (0, 1, 4, 7)
+    batch = batch_of(LENGTHS, WindowSpec(offsets=offsets, anchor="first"), u)
+    every = batch_of(LENGTHS, WindowSpec(steps=8, anchor="first"), u)
+    for name in ("observations", "actions", "real"):
+        assert torch.equal(batch[name], every[name][:, list(offsets)])
+    assert torch.equal(batch["goals"], every["goals"]) and torch.equal(batch["until"], every["until"])
+    assert not bool(batch["real"].all()) and bool(batch["real"].all(1).any())
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ({"offsets": (0, 2)}, "for the anchor 'first', without steps and stride"),
+        ({"offsets": (0, 2), "anchor": "first", "stride": 2}, "without steps and stride"),
+        ({"offsets": (1, 2), "anchor": "first"}, r"must rise from 0, got \(1, 2\)"),
+        ({"offsets": (0, 2, 2), "anchor": "first"}, r"must rise from 0, got \(0, 2, 2\)"),
+    ],
+)
+def test_offsets_that_make_no_window_are_refused(spec, what):
+    with pytest.raises(ValueError, match=what):
+        WindowSpec(**spec)

@@ -50,7 +50,15 @@ def transformer(
     params: Params, heads: int, x: Array, place: Any, mask: Array, contexts: list[Array] | None = None
 ) -> Array:
     """Tokens x [T, D] of one row at `place` [T]; `contexts`: what each block attends to beside."""
+    return norm(params, "norm", layers(params, heads, x, place, mask, contexts)[-1])
+
+
+def layers(
+    params: Params, heads: int, x: Array, place: Any, mask: Array, contexts: list[Array] | None = None
+) -> list[Array]:
+    """What enters the first block and what each block gives, [T, D] each."""
     x = x + params["place.weight"][np.asarray(place)]
+    found = [x]
     for k in range(sum(name.endswith(".before.weight") for name in params)):
         block = f"blocks.{k}"
         y = norm(params, f"{block}.before", x)
@@ -60,4 +68,5 @@ def transformer(
             x = x + attention(params, f"{block}.across", heads, y, contexts[k], every)
         hidden = gelu(linear(params, f"{block}.feed.layers.0", norm(params, f"{block}.between", x)))
         x = x + linear(params, f"{block}.feed.layers.1", hidden)
-    return norm(params, "norm", x)
+        found.append(x)
+    return found

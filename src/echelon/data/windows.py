@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -29,6 +30,8 @@ class WindowSpec:
 
     steps: W, steps of one episode.
     stride: how far they lie apart; 1: consecutive.
+    offsets: where the steps lie after the first one, rising from 0, instead of `steps` and `stride`; for windows whose
+        anchor is "first". Where the episode ends before, its last transition is repeated.
     anchor: which step of the window is the transition that is drawn, where a policy stands. "last": the window is what
         it remembers, shorter where the episode begins; "first": what it does next, shorter where the episode ends.
     frames: G, consecutive states from which a goal is made; where the episode ends before, its last one is repeated.
@@ -41,6 +44,7 @@ class WindowSpec:
 
     steps: int = 1
     stride: int = 1
+    offsets: tuple[int, ...] = ()
     anchor: Anchor = "last"
     frames: int = 1
     ahead: int = 1
@@ -51,11 +55,19 @@ class WindowSpec:
         for name, least in (("steps", 1), ("stride", 1), ("frames", 1), ("ahead", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.offsets and (self.steps != 1 or self.stride != 1 or self.anchor != "first"):
+            raise ValueError(f"offsets {self.offsets} are for the anchor 'first', without steps and stride")
+        if self.offsets and (self.offsets[0] != 0 or any(b <= a for a, b in pairwise(self.offsets))):
+            raise ValueError(f"offsets must rise from 0, got {self.offsets}")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop is a probability, got {self.drop}")
         for name, options in (("anchor", get_args(Anchor)), ("mask", get_args(Mask))):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be {' or '.join(options)}, got '{getattr(self, name)}'")
+
+    def places(self) -> tuple[int, ...]:
+        """Where the steps lie after the window's first one."""
+        return self.offsets or tuple(range(0, self.steps * self.stride, self.stride))
 
 
 class DrawnWindows(NamedTuple):
@@ -84,7 +96,7 @@ class Windows:
         drawn = (u[0] * self.episodes.size).long()
         start, final = self.episodes.start_of(drawn), self.episodes.end_of(drawn)
         room = drawn - start if spec.anchor == "last" else final - drawn
-        reach = (room // spec.stride).clamp(max=spec.steps - 1) * spec.stride
+        reach = (room // spec.stride * spec.stride).clamp(max=spec.places()[-1])
         first, last = (drawn - reach, drawn) if spec.anchor == "last" else (drawn, drawn + reach)
         soonest = torch.minimum(drawn + spec.ahead, final)
         latest = torch.maximum(final - (spec.frames - 1), soonest)
@@ -100,7 +112,7 @@ class Windows:
         can be after scaling; `until` int64[B]: steps from the transition that was drawn to the goal's first frame.
         """
         first, last, goal, final, kept = (part[b] for part in drawn)
-        place = first[:, None] + self.spec.stride * torch.arange(self.spec.steps, device=first.device)
+        place = first[:, None] + torch.tensor(self.spec.places(), device=first.device)
         frame = goal[:, None] + torch.arange(self.spec.frames, device=first.device)
         step = self.row[torch.minimum(place, last[:, None])]
         return {
