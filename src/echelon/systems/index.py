@@ -30,6 +30,7 @@ CLASSES = {
     "hecrl": "echelon.systems.offline.hecrl:HECRL",
     "smore": "echelon.systems.offline.smore:SMORe",
     "beso": "echelon.systems.offline.beso:BESO",
+    "mage": "echelon.systems.offline.mage:MAGE",
     "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",

@@ -67,6 +67,10 @@ SHORT: dict[str, dict[str, Any]] = {
     # a transformer over a window: fewer updates of a narrower one; the rate falls by as much in all
     "beso": {"updates": 15_000, "embed_dim": 64, "heads": 4, "lr": 3e-4, "lr_every": 50}
     | {"dropout": 0.0, "attention_dropout": 0.0, "denoiser_hidden": (256, 256, 256)},
+    # as far a horizon in half the places, four scales
+    "mage": {"updates": 8_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
+    | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
+    | {"eval_every": 4_000, "checkpoint_every": 4_000},
 }
 """What a system needs where updates are few; at the published size there are enough of them."""
 
