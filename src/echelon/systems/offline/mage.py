@@ -45,6 +45,8 @@ ACT_SEED = 0
 """Seed of the noise of plans where the runner brings no generator: acting depends on the weights alone."""
 KERNEL = 5
 """Places that a convolution over time sees."""
+LEAST = 2.0**-25
+"""What stands for a uniform number of 0: half a step of float32's, which are never 1."""
 Conditioned = Literal["all", "first"]
 
 
@@ -219,8 +221,8 @@ def blended(logits: Tensor, gumbel: Tensor, vq: ScaleVQ, places: int, temperatur
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
     """-log(-log u) of uniform u from `generator`, on that one's device; with dtype and device of `like`."""
     place = like.device if generator is None else generator.device
-    u = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=place)
-    return -(-u.clamp(1e-12, 1 - 1e-12).log()).log().to(like)
+    u = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device=place)
+    return -(-u.clamp(min=LEAST).log()).log().to(like)
 
 
 # --- acting
