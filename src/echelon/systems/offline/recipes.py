@@ -67,6 +67,10 @@ SHORT: dict[str, dict[str, Any]] = {
     # a transformer over a window: fewer updates of a narrower one; the rate falls by as much in all
     "beso": {"updates": 15_000, "embed_dim": 64, "heads": 4, "lr": 3e-4, "lr_every": 50}
     | {"dropout": 0.0, "attention_dropout": 0.0, "denoiser_hidden": (256, 256, 256)},
+    # frames of 20 steps and 8 sparse ones, by narrower and fewer blocks
+    "act2goal": {"updates": 12_000, "joint_updates": 8_000, "batch_size": 64, "proximal": 20, "frame_stride": 5}
+    | {"distal": 8, "play": 10, "flow_steps": 5, "lr": 1e-3, "world_dim": 64, "world_hidden": (128,) * 3}
+    | {"expert_dim": 32, "expert_hidden": (64,) * 3, "eval_every": 3_000, "checkpoint_every": 3_000},
     # as far a horizon in half the places, four scales
     "mage": {"updates": 8_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
     | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
