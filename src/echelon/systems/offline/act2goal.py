@@ -138,7 +138,7 @@ class Act2GoalConfig(Config):
 
 
 def distal_offsets(horizon: int, proximal: int, count: int, law: Offsets) -> tuple[int, ...]:
-    """d_m = P + floor((K - P) share(m)), m = 1..M, with d_M = K whatever rounding does.
+    """d_m = P + floor((K - P) share(m)), m = 1..M, with d_M = K; rounding errors of the logarithms lose no step.
 
     share: log(m + 1) / log(M + 1), as printed; ((M + 1)^(m/M) - 1) / M, growing; m / M, even.
     """
@@ -148,7 +148,7 @@ def distal_offsets(horizon: int, proximal: int, count: int, law: Offsets) -> tup
             share = math.log(m + 1) / math.log(count + 1)
         else:
             share = m / count if law == "even" else ((count + 1) ** (m / count) - 1) / count
-        found.append(proximal + math.floor((horizon - proximal) * share))
+        found.append(proximal + math.floor((horizon - proximal) * share + 1e-9))
     return (*found, horizon) if count else ()
 
 
