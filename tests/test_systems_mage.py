@@ -246,6 +246,44 @@ def test_the_return_that_is_asked_for_is_shown_and_stays_within_the_datas():
     assert agent.value_functions(draw(1, 2, OBS), draw(2, 2, OBS))["aim"].tolist() == [1, 1]
 
 
+def straight_lines(generator: torch.Generator, count: int = 64) -> tuple[dict[str, Tensor], Tensor]:
+    """A point in the plane that goes straight on to its goal; the directions [B, 2]."""
+    way, start = (torch.rand(count, 1, 2, generator=generator) * 2 - 1 for _ in range(2))
+    until = torch.randint(1, 12, (count,), generator=generator)
+    batch = {
+        "observations": start + 0.2 * way * torch.arange(8)[:, None],
+        "actions": way.expand(-1, 8, -1),
+        "real": torch.ones(count, 8, dtype=torch.bool),
+        "goals": start + 0.2 * way * until[:, None, None],
+        "until": until,
+    }
+    return batch, way[:, 0]
+
+
+@torch.no_grad()
+def test_it_learns_to_sketch_refine_and_act_on_straight_lines():
+    """Errors fall with every scale that is decoded, plans begin where it is, actions lead to the goal."""
+    sizes = {"codes": 32, "code_dim": 8, "autoencoder_hidden": (32,), "embed_dim": 32, "transformer_hidden": (64,)}
+    config = mage.MAGEConfig(updates=700, horizon=8, stride=1, scales=(1, 2, 4, 8), heads=2, inverse_hidden=(64,),
+                             aim_hidden=(32,), lr=2e-3, code_decay=0.9, **sizes)  # fmt: skip
+    torch.manual_seed(0)
+    agent, generator = mage.MAGE(config, DataSpec(2, 2)), torch.Generator().manual_seed(1)
+    learner = Learner(agent, choose("cpu", "float32", 1))
+    with torch.enable_grad():
+        for step in range(1, config.updates + 1):
+            learner.step(step, straight_lines(generator)[0])
+    batch, way = straight_lines(generator)
+    tau = agent.prepare(batch)["trajectories"]
+    errors = [float((agent.decoder(x) - tau).square().mean()) for x in agent.vq.encode(agent.encoder(tau)).sums]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.3 * errors[0]
+    state, goal = batch["observations"][:, 0], batch["goals"][:, 0]
+    first = agent.condition(state, goal)[:, :3]
+    begun = agent.decoded(agent.plan(state, goal, torch.Generator().manual_seed(0)), first)[:, 0]
+    assert float(mage.condition_loss(begun, first)) < 0.01
+    action = agent.act(state, goal, torch.Generator().manual_seed(0))
+    assert float(torch.nn.functional.cosine_similarity(action, way, dim=-1).mean()) > 0.7
+
+
 # --- settings
 
 
