@@ -308,7 +308,7 @@ def test_wrong_settings_are_refused(change, what):
 def test_recipes_and_claims():
     full, small = (recipe(mage.MAGEConfig, "pointmaze-large-navigate-v0", size) for size in ("published", "cpu"))
     assert len(full.scales) == 8 and (full.horizon, full.stride, full.batch_size) == (64, 4, 128)
-    assert (small.updates, small.scales, small.horizon * small.stride) == (8_000, (1, 4, 16, 32), 256)
+    assert (small.updates, small.scales, small.horizon * small.stride) == (12_000, (1, 4, 16, 32), 256)
     spec = small.goals()["trajectory"]
     assert (spec.steps, spec.stride, spec.anchor) == (32, 8, "first")
     (claim,) = mage.claims()

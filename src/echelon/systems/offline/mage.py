@@ -3,10 +3,10 @@
 Idea: trajectories of states and returns become maps of codes at growing resolutions, all from one codebook; a
 transformer says a scale at a time, all of its codes together, given every coarser scale, so that one code sketches the
 whole horizon before the next ones refine it. The first action is read from the sum of the codes.
-Source: arXiv 2602.23770. Its code was not public when this was written: what the paper's text does not give is marked
-"reconstructed" below.
-Levels: one policy, a decision every step: K scales of codes over the same horizon, then the
-inverse dynamics. K passes of the transformer make a plan, whatever its length.
+Source: arXiv 2602.23770. Its code was not public when this was written: all sizes, rates and weights but K are
+reconstructed, and so is how the adapter and the transformer's tokens are made.
+Levels: one policy, a decision every step: K scales of codes over the same horizon, then the inverse dynamics. K passes
+of the transformer make a plan, whatever its length.
 Shares the quantiser (`nets/vq`), the block-causal transformer and windows (`data/windows`) with other generative
 policies.
 Options: `scales` of one number is the paper's single-scale ablation; `condition_weight=0` is the one without the loss

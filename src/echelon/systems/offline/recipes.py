@@ -72,7 +72,7 @@ SHORT: dict[str, dict[str, Any]] = {
     | {"distal": 8, "play": 10, "flow_steps": 5, "lr": 1e-3, "world_dim": 64, "world_hidden": (128,) * 3}
     | {"expert_dim": 32, "expert_hidden": (64,) * 3, "eval_every": 3_000, "checkpoint_every": 3_000},
     # as far a horizon in half the places, four scales
-    "mage": {"updates": 8_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
+    "mage": {"updates": 12_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
     | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
     | {"eval_every": 4_000, "checkpoint_every": 4_000},
 }
