@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import frames
 from benchmarks.browser import PROGRAM, Browser, Tab, started
+from echelon.evidence.view import gather
+from echelon.evidence.view.mazes import Plan
 from echelon.evidence.view.page import view
+from echelon.evidence.view.played import plan_of
 from echelon.language.record import Record
 from echelon.rollout import Rollout
 
@@ -270,6 +274,27 @@ def test_the_world_goes_with_the_cursor(browser: Browser, maze: Path) -> None:
     viewer.tab.click(viewer.box(last))
     at = int(viewer.tab.js(f"{IT}.episode.start[{last}]"))
     assert [float(x) for x in viewer.tab.js(place)] == pytest.approx(path[2 * at : 2 * at + 2], abs=1e-4)
+    viewer.close()
+
+
+def test_the_subgoal_that_holds_is_marked_in_the_maze(browser: Browser, tmp_path: Path) -> None:
+    """A point that HIRO moves: marker and subgoal at the places that the record has, drawn by the maze's own plan."""
+    pytest.importorskip("gymnasium_robotics")
+    settings = REPLAYED | {"limit": 30, "period": 5, "reach": (1.0,), "gradient_ratio": 0.2}
+    path = trained(tmp_path, "hiro", env="PointMaze_UMaze-v3", **settings)
+    viewer = Viewer(browser, view([path]), FIRST)
+    run = gather.gather([path])[0].runs[0]
+    drawn, one = plan_of(run.env), run.played[0]
+    assert drawn is not None and one.path is not None
+    plan = Plan(drawn)
+    for box, (tick, *place) in enumerate(one.subgoals):
+        viewer.tab.click(viewer.box(box))
+        assert viewer.state()["box"] == box
+        walker, wanted = plan.pixels(np.stack([one.path[int(tick)], place]))
+        circle = viewer.tab.js("['cx', 'cy'].map((name) => document.querySelector('.world .agent').getAttribute(name))")
+        assert [float(x) for x in circle] == pytest.approx(walker.tolist(), abs=1e-2)
+        diamond = viewer.tab.js("document.querySelector('.world .aim').getAttribute('transform')")
+        assert [float(x) for x in re.findall(r"-?[\d.]+", diamond)[:2]] == pytest.approx(wanted.tolist(), abs=1e-2)
     viewer.close()
 
 
