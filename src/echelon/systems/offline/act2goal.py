@@ -41,8 +41,9 @@ from echelon.nets.flow import Velocity, flow_loss, flow_sample
 from echelon.nets.ranges import Range
 from echelon.nets.samplers import Noise, unit_noise
 from echelon.nets.transformer import Transformer, init_normal_
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
+from echelon.training.drawing import DrawingAgent
 
 PLAN_SEED = 0
 """Seed of the noise of plans where the runner brings no generator: acting depends on the weights alone."""
@@ -211,7 +212,7 @@ class ImagineLevel(PlanLevel):
         return Decision(self.agent.plan(features["observation"], goal, unit_noise(self.generator, shared=True))[1])
 
 
-class Act2Goal(Agent):
+class Act2Goal(DrawingAgent):
     """A world model and an action expert; losses see standardised states and scaled actions."""
 
     Config = Act2GoalConfig
@@ -299,14 +300,6 @@ class Act2Goal(Agent):
 
     def levels(self) -> tuple[Level, ...]:
         return (ImagineLevel(self), PlayLevel())
-
-    def get_extra_state(self) -> Tensor:
-        """Where the draws of noise stand, for checkpoints."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Continue the draws where `get_extra_state` was taken."""
-        self.generator.set_state(state.cpu())
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

@@ -52,8 +52,9 @@ from echelon.nets.samplers import (
     unit_noise,
 )
 from echelon.nets.transformer import Transformer, causal_mask, init_normal_
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
+from echelon.training.drawing import DrawingAgent
 
 ACT_SEED = 0
 """Seed of the noise of actions where the runner brings no generator: acting depends on the weights alone."""
@@ -223,7 +224,7 @@ class WindowLevel(Level):
         return Decision(action)
 
 
-class BESO(Agent):
+class BESO(DrawingAgent):
     """A denoiser of windows of actions, and a slow average of its weights, which acts."""
 
     Config = BESOConfig
@@ -340,14 +341,6 @@ class BESO(Agent):
 
     def levels(self) -> tuple[Level, ...]:
         return (WindowLevel(self),)
-
-    def get_extra_state(self) -> Tensor:
-        """Where the draws of noise stand, for checkpoints."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Continue the draws where `get_extra_state` was taken."""
-        self.generator.set_state(state.cpu())
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

@@ -43,8 +43,9 @@ from echelon.losses.value import expectile_loss
 from echelon.nets.diffusion import Diffusion, sinusoids
 from echelon.nets.entities import EntityFunction, EntityNorm, FrameTransformer
 from echelon.nets.frozen import frozen
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
+from echelon.training.drawing import DrawingAgent
 
 PLAN_SEED = 0
 """Seed of the noise of plans where the runner brings no generator: acting depends on the weights alone."""
@@ -238,7 +239,7 @@ class ReachLevel(Level):
         return Decision(self.agent.policy(norm(features["observation"]), norm(aim)))
 
 
-class HECRL(Agent):
+class HECRL(DrawingAgent):
     """Goal-conditioned IQL on entity sets, and a model of subgoals; losses see normalised observations."""
 
     Config = HECRLConfig
@@ -399,14 +400,6 @@ class HECRL(Agent):
             return None
         aim, _, _ = self.plan(observation, goal, torch.Generator().manual_seed(PLAN_SEED))
         return candidates[torch.cdist(self.norm(aim), self.norm(candidates)).argmin(1)]
-
-    def get_extra_state(self) -> Tensor:
-        """Where the draws of noise stand, for checkpoints."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Continue the draws where `get_extra_state` was taken."""
-        self.generator.set_state(state.cpu())
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

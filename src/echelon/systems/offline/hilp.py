@@ -40,7 +40,8 @@ from echelon.losses.value import expectile_loss, ivl_loss
 from echelon.nets.goal import GaussianPolicy, GoalValue
 from echelon.nets.mlp import EnsembleMLP
 from echelon.systems.offline.common import GoalConfig
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Polyak, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Polyak, Update
+from echelon.training.drawing import DrawingAgent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ class SkillLevel(Level):
         return Decision(self.actor(features["observation"], parent).clamp(-1, 1))
 
 
-class HILP(Agent):
+class HILP(DrawingAgent):
     """An embedding in which distance is time, and one policy that follows directions in it."""
 
     Config = HILPConfig
@@ -306,14 +307,6 @@ class HILP(Agent):
             return None
         _, there = self.aiming().aim(observation, goal)
         return candidates[torch.cdist(there, self.phi(candidates)[0]).argmin(1)]
-
-    def get_extra_state(self) -> Tensor:
-        """Where the draws of skills stand, for checkpoints."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Continue the draws where `get_extra_state` was taken."""
-        self.generator.set_state(state.cpu())
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

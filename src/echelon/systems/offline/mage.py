@@ -38,8 +38,9 @@ from echelon.nets.mlp import MLP
 from echelon.nets.ranges import Range
 from echelon.nets.transformer import Transformer, block_causal_mask, init_normal_
 from echelon.nets.vq import ScaleVQ, fine
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
+from echelon.training.drawing import DrawingAgent
 
 ACT_SEED = 0
 """Seed of the noise of plans where the runner brings no generator: acting depends on the weights alone."""
@@ -242,7 +243,7 @@ class CoarseToFine(Level):
         return Decision(self.agent.act(features["observation"], goal, self.generator))
 
 
-class MAGE(Agent):
+class MAGE(DrawingAgent):
     """A quantising autoencoder of trajectories, a planner of its codes, inverse dynamics, and the return to ask for."""
 
     Config = MAGEConfig
@@ -365,14 +366,6 @@ class MAGE(Agent):
     def value_functions(self, observation: Tensor, goal: Tensor) -> dict[str, Tensor]:
         """The return that is asked for."""
         return {"aim": (self.condition(observation, goal)[:, 0] + 1) / 2}
-
-    def get_extra_state(self) -> Tensor:
-        """Where the draws of noise stand, for checkpoints."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Continue the draws where `get_extra_state` was taken."""
-        self.generator.set_state(state.cpu())
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:

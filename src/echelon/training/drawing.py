@@ -1,0 +1,22 @@
+"""Offline systems that draw random numbers of their own while they learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echelon.training.agent import Agent
+
+
+class DrawingAgent(Agent):
+    """Base of offline systems whose losses draw from `generator`, which they make; checkpoints keep where it stands."""
+
+    generator: torch.Generator
+
+    def get_extra_state(self) -> Tensor:
+        """Where the draws stand, for checkpoints."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue the draws where `get_extra_state` was taken."""
+        self.generator.set_state(state.cpu())
