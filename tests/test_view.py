@@ -17,7 +17,7 @@ import torch
 from echelon.data.store import write_store
 from echelon.envs.maze import MazeMap
 from echelon.errors import DataError, UsageError
-from echelon.evidence.view import gather, mazes
+from echelon.evidence.view import gather, mazes, runs
 from echelon.evidence.view.markup import number
 from echelon.evidence.view.page import page, view
 from echelon.evidence.view.picture import picture
@@ -236,8 +236,8 @@ def test_scores_pool_the_last_three_evaluations(two_systems: list[Path]) -> None
 
 def test_seeds_table_averages_into_bins() -> None:
     steps = np.arange(1.0, 501.0)
-    curves = [gather.Curve(steps, steps), gather.Curve(steps[:400], -steps[:400])]
-    at, values = gather.seeds_table(curves, points=100)
+    curves = [runs.Curve(steps, steps), runs.Curve(steps[:400], -steps[:400])]
+    at, values = runs.seeds_table(curves, points=100)
     assert at.tolist() == [2.5 + 4 * i for i in range(100)]
     assert np.allclose(values, [at, -at])
 

@@ -13,7 +13,7 @@ from test_view import checked, record
 
 from echelon.credit.returns import gae
 from echelon.errors import DataError
-from echelon.evidence.view import control, gather, levels, rollouts
+from echelon.evidence.view import control, gather, levels, rollouts, runs
 from echelon.evidence.view.page import page
 from echelon.evidence.view.timeline import Strings
 from echelon.rollout import Rollout
@@ -137,9 +137,7 @@ def test_measures_are_told_from_metrics(tmp_path: Path) -> None:
 def test_labels_and_levels_of_language_have_their_own(tmp_path: Path) -> None:
     told = {"level/goal/turns": 4.0, "level/goal/advantage_variance": 0.5, "label/block/act/entropy": 1.5}
     told["label/block/act/advantage_std"] = 3.0
-    run = gather.Run(
-        tmp_path, "x", {}, {}, {}, [], {n: gather.Curve(np.ones(1), np.array([v])) for n, v in told.items()}
-    )
+    run = runs.Run(tmp_path, "x", {}, {}, {}, [], {n: runs.Curve(np.ones(1), np.array([v])) for n, v in told.items()})
     found = [{name: curve.value.tolist() for name, curve in levels.curves(run, m).items()} for m in levels.MEASURES]
     assert found == [{"goal": [0.5], "block act": [9.0]}, {"goal": [25.0]}, {}, {}, {"block act": [1.5]}]
 
@@ -158,7 +156,7 @@ def test_seeds_have_a_mean_and_an_interval(tmp_path: Path) -> None:
     assert "learning" in parser.ids
     for words in ("Variance of advantages", "Entropy of choices", "training episode"):
         assert words in html, words
-    alone = levels.line(groups[0], [gather.Curve(np.arange(2.0), np.ones(2))])
+    alone = levels.line(groups[0], [runs.Curve(np.arange(2.0), np.ones(2))])
     assert alone.low is None and alone.high is None
 
 

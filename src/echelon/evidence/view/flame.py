@@ -9,11 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from echelon.evidence.view.gather import Group, Run
 from echelon.evidence.view.layout import Figures, Section, missing, section
 from echelon.evidence.view.markup import Markup, tag
 from echelon.evidence.view.mazes import Plan, floor, walls
 from echelon.evidence.view.played import plan_of
+from echelon.evidence.view.runs import Group, Run
 from echelon.evidence.view.svg import ramp
 from echelon.evidence.view.timeline import Timeline, packed
 

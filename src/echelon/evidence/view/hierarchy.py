@@ -8,11 +8,11 @@ import numpy as np
 
 from echelon.evidence.statistics import estimate
 from echelon.evidence.view.control import WORDS
-from echelon.evidence.view.gather import Episode, Group
 from echelon.evidence.view.layout import Figures, Section, key, section
 from echelon.evidence.view.markup import Markup, join, short, tag
 from echelon.evidence.view.mazes import Plan, ends, floor, subgoals, trail, walls
 from echelon.evidence.view.played import Played, plan_of
+from echelon.evidence.view.runs import Episode, Group
 from echelon.evidence.view.svg import Line, line_chart
 from echelon.rollout import End
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from echelon.evidence.view.gather import Group
 from echelon.evidence.view.markup import Markup, join, tag
+from echelon.evidence.view.runs import Group
 
 Section = tuple[tuple[str, str], Markup]
 

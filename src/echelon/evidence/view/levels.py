@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from echelon.evidence.statistics import LEVEL, resample
-from echelon.evidence.view.gather import Array, Curve, Group, Run, seeds_table
 from echelon.evidence.view.layout import Figures, Section, key, section
 from echelon.evidence.view.markup import Markup, tag
+from echelon.evidence.view.runs import Array, Curve, Group, Run, seeds_table
 from echelon.evidence.view.svg import Line, limits, line_chart
 
 REPETITIONS = 500

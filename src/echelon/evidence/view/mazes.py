@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from echelon.envs.maze import MazeMap
-from echelon.evidence.view.gather import Array, Episode
 from echelon.evidence.view.markup import Markup, number, tag
+from echelon.evidence.view.runs import Array, Episode
 from echelon.evidence.view.svg import LEVELS, points_path, ramp
 
 WIDTH = 220.0

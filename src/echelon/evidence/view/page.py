@@ -11,12 +11,13 @@ import numpy as np
 
 from echelon.evidence.statistics import Estimate, difference, estimate
 from echelon.evidence.view.flame import flame_section
-from echelon.evidence.view.gather import LAST_EVALUATIONS, Array, Curve, Group, gather, seeds_table
+from echelon.evidence.view.gather import gather
 from echelon.evidence.view.hierarchy import online_sections
 from echelon.evidence.view.layout import Figures, asset, document, key, missing, section
 from echelon.evidence.view.levels import levels_section
 from echelon.evidence.view.markup import Markup, duration, join, number, plural, short, signed, tag
 from echelon.evidence.view.provenance import provenance
+from echelon.evidence.view.runs import LAST_EVALUATIONS, Array, Curve, Group, seeds_table
 from echelon.evidence.view.scenes import maze_sections
 from echelon.evidence.view.svg import Bar, Line, bar_chart, histogram, line_chart
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from echelon.errors import UsageError
-from echelon.evidence.view.gather import Episode, Group, Run, gather
+from echelon.evidence.view.gather import gather
 from echelon.evidence.view.layout import asset
 from echelon.evidence.view.markup import Markup, plural, short, tag
 from echelon.evidence.view.mazes import Plan, ends, field_limits, floor, heat, subgoals, trail, walls
 from echelon.evidence.view.page import curve
+from echelon.evidence.view.runs import Episode, Group, Run
 from echelon.evidence.view.svg import line_chart, ramp
 
 WIDTH, PANEL, GAP, TOP = 1060, 330, 24, 58

@@ -9,8 +9,9 @@ from torch import Tensor
 from echelon.data.store import Store
 from echelon.envs.maze import MazeMap
 from echelon.errors import CheckpointError, MissingExtra, UsageError
-from echelon.evidence.view.gather import Episode, Group, Run, store_name
+from echelon.evidence.view.gather import store_name
 from echelon.evidence.view.mazes import field_mask, field_points
+from echelon.evidence.view.runs import Episode, Group, Run
 from echelon.evidence.view.timeline import Strings, Timeline
 from echelon.systems.launch import load_agent
 from echelon.systems.offline.order import expert_order

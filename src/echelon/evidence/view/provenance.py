@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from echelon.evidence.view.gather import Group
 from echelon.evidence.view.markup import Markup, join, plural, tag
+from echelon.evidence.view.runs import Group
 
 
 def provenance(groups: Sequence[Group]) -> Markup:

@@ -13,7 +13,7 @@ from echelon.evidence.view.talk import Decode, timelines
 from echelon.language.record import Record
 
 if TYPE_CHECKING:
-    from echelon.evidence.view.gather import Run
+    from echelon.evidence.view.runs import Run
 
 UNGROUPED = (
     "an evaluation plays each task by itself and learns nothing from it: advantages are those of the episodes that the "

@@ -8,8 +8,8 @@ import numpy as np
 
 from echelon.errors import DataError
 from echelon.evidence.view.control import advantages, expected, timelines
-from echelon.evidence.view.gather import EPISODES_PER_TASK, MAZES, Curve, Episode, Run, task_name
 from echelon.evidence.view.played import played
+from echelon.evidence.view.runs import EPISODES_PER_TASK, MAZES, Curve, Episode, Run, task_name
 from echelon.rollout import Rollout
 
 EVALUATED, TRAINED = "step", "trained"

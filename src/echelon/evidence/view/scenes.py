@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from echelon.evidence.view.gather import Array, Episode, Group, Run
 from echelon.evidence.view.layout import Figures, Section, missing, section
 from echelon.evidence.view.markup import Markup, join, tag
 from echelon.evidence.view.mazes import Plan, ends, field_limits, floor, heat, subgoals, trail, walls
+from echelon.evidence.view.runs import Array, Episode, Group, Run
 from echelon.evidence.view.svg import colour_bar, ramp
 
 TRACE_POINTS = 160
