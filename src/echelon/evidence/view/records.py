@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from echelon.errors import DataError, EchelonError
 from echelon.evidence.view.rollouts import step_of
+from echelon.evidence.view.runs import Run
 from echelon.evidence.view.talk import Decode, timelines
 from echelon.language.record import Record
-
-if TYPE_CHECKING:
-    from echelon.evidence.view.runs import Run
 
 UNGROUPED = (
     "an evaluation plays each task by itself and learns nothing from it: advantages are those of the episodes that the "
