@@ -33,6 +33,8 @@ from echelon.training.config import Config
 from echelon.training.runtime import choose, cpu_class
 
 SYSTEMS = ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql", "ota", "saw", "hilp", "smore", "hecrl")
+GENERATIVE = ("beso", "gcbc-chunks", "mage", "act2goal")
+"""Systems that learn from windows of steps; they are not timed here."""
 ENTITIES = "cube-triple-noisy-v0"
 ENTITY_SIZES = {
     "default": Size("hecrl", 512, (256, 256, 256), 46, 5, 100_000, 1),

@@ -18,6 +18,7 @@ from echelon.errors import UsageError
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import Reset, from_gym
 from echelon.nets.samplers import unit_noise
+from echelon.systems import index
 from echelon.systems.offline import beso
 from echelon.systems.offline.recipes import recipe
 from echelon.training.agent import DataSpec, Learner
@@ -325,3 +326,7 @@ def test_recipes_and_claims():
     method, baseline = (score.arm.config(1) for score in beso.claims()[0].scores)
     assert (method.updates, method.batch_size) == (baseline.updates, baseline.batch_size)
     assert beso.claims()[1].method.arm.config(2) == beso.claims()[1].baseline.arm.config(2)
+
+
+def test_it_is_found_by_its_name():
+    assert index.load("beso") is beso.BESO

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference.offline_mage import dense
 from small_runs import TinyWorld
 
 from echelon.hierarchy.runner import Runner
 from echelon.hierarchy.world import Reset, from_gym
+from echelon.systems import index
 from echelon.systems.offline.gcbc_chunks import GCBCChunks, GCBCChunksConfig
 from echelon.training.agent import DataSpec
 
@@ -33,12 +35,15 @@ def test_the_loss_counts_the_steps_that_the_episode_has():
         "real": torch.tensor([[True, True, True], [True, False, False]]),
         "kept": torch.ones(2, 1, 1, dtype=torch.bool),
     }
-    mean = agent.actor(batch["observations"][:, 0], batch["goals"][:, 0]).detach().numpy().reshape(2, 3, ACT)
+    weights = {name: p.detach().numpy() for name, p in agent.actor.mlp.named_parameters()}
+    read = np.concatenate([batch["observations"][:, 0].numpy(), batch["goals"][:, 0].numpy()], 1)
+    mean = dense(weights, read).reshape(2, 3, ACT)
     errors = (mean - batch["actions"].numpy()) ** 2
     expected = np.mean([*errors[0].ravel(), *errors[1, 0].ravel()])
     loss, metrics = agent.loss(agent.prepare(batch))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
     assert float(metrics["chunk/real"]) == pytest.approx(4 / 6)
+    assert index.load("gcbc-chunks") is GCBCChunks
 
 
 def test_windows_begin_where_the_policy_stands():

@@ -474,7 +474,7 @@ def test_claims_compare_like_with_like() -> None:
         (claim,) = module.claims()
         method, baseline = (score.arm.config(100) for score in claim.scores)
         assert len(claim.seeds) == 10
-        for name in ("env", "slots", "ticks", "limit", "updates", "hidden", "lr", "gamma", "seed"):
+        for name in ("env", "slots", "ticks", "limit", "updates", "hidden", "gamma", "seed"):
             assert getattr(method, name) == getattr(baseline, name), name
         moves = int(method.env.partition("@")[2])
         assert moves % method.ticks == 0

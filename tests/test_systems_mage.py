@@ -14,6 +14,7 @@ from torch import Tensor
 
 from echelon.errors import UsageError
 from echelon.nets.transformer import block_causal_mask
+from echelon.systems import index
 from echelon.systems.offline import mage
 from echelon.systems.offline.recipes import recipe
 from echelon.training.agent import DataSpec, Learner
@@ -314,3 +315,7 @@ def test_recipes_and_claims():
     (claim,) = mage.claims()
     method, baseline = (score.arm.config(1) for score in claim.scores)
     assert baseline == dataclasses.replace(method, scales=(32,)) and method.seed == 1
+
+
+def test_it_is_found_by_its_name():
+    assert index.load("mage") is mage.MAGE

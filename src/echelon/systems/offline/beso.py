@@ -352,12 +352,12 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     size, env, source = "published" if full else "cpu", "cube-single-play-v0", "arXiv 2304.02532"
     config = recipe(BESOConfig, env, size)
     beso = arm(BESOConfig, env, size)
-    same: dict[str, Any] = {"updates": config.updates, "batch_size": config.batch_size}
+    same: dict[str, Any] = {"updates": config.updates, "batch_size": config.batch_size, "lr": config.lr}
     return (
         Claim(
             id="above-gcbc",
             text="On cube-single-play BESO, with three denoising steps, succeeds more often than GCBC after as many "
-            "updates on as large batches.",
+            "updates at the same rate on as large batches.",
             method=Score(beso, success),
             baseline=Score(arm(GCBCConfig, env, size, **same), success),
             test=Above(0),
