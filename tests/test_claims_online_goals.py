@@ -29,6 +29,7 @@ def test_arms_have_the_same_budget(module: Any, full: bool) -> None:
     assert (ours.system, flat.system) == (module.__name__.rsplit(".", 1)[1], "sac-her")
     if not full:
         assert {name: getattr(ours, name) for name in SAME} == {name: getattr(flat, name) for name in SAME}
+    assert ours.env.partition("_")[0] == ("AntMaze" if full else "PointMaze")
     assert ours.steps * ours.updates == flat.steps * flat.updates and ours.gradient_ratio == flat.gradient_ratio
     assert (ours.seed, flat.seed) == (3, 3)
 

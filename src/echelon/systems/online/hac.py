@@ -36,7 +36,7 @@ from echelon.spans import Spans
 from echelon.systems.online.common import Reader
 from echelon.systems.online.diagnostics import DecisionTally
 from echelon.systems.online.goals import ACHIEVED, DESIRED, NEXT_ACHIEVED, finished, goal_dim, speed, state_names
-from echelon.systems.online.recipes import UMAZE, arm_of, recipe
+from echelon.systems.online.recipes import ANT, UMAZE, arm_of, recipe
 from echelon.systems.online.sac import ReplayAgent, ReplayConfig
 from echelon.systems.online.sac_her import HindsightSAC
 from echelon.systems.online.td3 import TwinDelayed, TwinLevel
@@ -310,8 +310,8 @@ def by_goal(rows: Columns, above: Tensor | None) -> Spans:
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
-    """What the evidence is about; `full` at the published size."""
-    env, size = UMAZE, "published" if full else "cpu"
+    """What the evidence is about; `full` with an ant, at the published size."""
+    env, size = (ANT, "published") if full else (UMAZE, "cpu")
     return (
         Claim(
             id="hac-sooner-than-flat",

@@ -34,7 +34,7 @@ from echelon.rollout import Begin, End, Rollout
 from echelon.spans import Spans
 from echelon.systems.online.common import Reader
 from echelon.systems.online.goals import ACHIEVED, NEXT_ACHIEVED, finished, goal_dim, seen_names, speed, state_names
-from echelon.systems.online.recipes import UMAZE_DENSE, arm_of, recipe
+from echelon.systems.online.recipes import ANT_DENSE, UMAZE_DENSE, arm_of, recipe
 from echelon.systems.online.sac import ReplayAgent, ReplayConfig
 from echelon.systems.online.sac_her import HindsightSAC
 from echelon.systems.online.td3 import TwinDelayed, TwinLevel
@@ -249,8 +249,8 @@ class Worker(TwinLevel):
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
-    """What the evidence is about; `full` at the published size."""
-    env, size = UMAZE_DENSE, "published" if full else "cpu"
+    """What the evidence is about; `full` with an ant, at the published size."""
+    env, size = (ANT_DENSE, "published") if full else (UMAZE_DENSE, "cpu")
     hiro = recipe(HIRO.Config, env, size)
     return (
         Claim(

@@ -13,6 +13,7 @@ from echelon.training.online.worlds import world_spaces
 C = TypeVar("C", bound=OnlineConfig)
 
 UMAZE, UMAZE_DENSE = "PointMaze_UMaze-v3", "PointMaze_UMazeDense-v3"
+ANT, ANT_DENSE = "AntMaze_UMaze-v5", "AntMaze_UMazeDense-v5"
 UMAZE_CPU: dict[str, Any] = {
     "slots": 4,
     "ticks": 50,
@@ -179,6 +180,7 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     ("feudal", "CartPole-v1"): {size: {} if size == "published" else FEUDAL_CPU for size in SIZES},
     ("diayn-manager", MOUNTAIN): {size: {} if size == "published" else MANAGER_CPU for size in SIZES},
+    ("sac-her", ANT_DENSE): {size: {"threshold": 0.45} for size in SIZES},
     # eight environments side by side, as the peers' tuned settings have it
     ("flat-ppo", "CartPole-v1"): {
         size: {
