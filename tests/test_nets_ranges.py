@@ -43,3 +43,11 @@ def test_what_was_seen_fills_the_range_whatever_the_batches(sizes, seed):
 def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match="sizes differ: vectors have 4 numbers, the range 3"):
         Range(3)(torch.zeros(2, 4))
+
+
+def test_generated_actions_are_cut_off_a_little_beyond_the_data_and_at_1():
+    seen = Range(2)
+    seen.update(torch.tensor([[0.0, -1.0], [0.5, 1.0]]))
+    found = seen.action(torch.tensor([[3.0, 3.0], [-3.0, 0.5], [1.05, -1.05]]))
+    expected = torch.tensor([[0.525, 1.0], [-0.025, 0.5], [0.5125, -1.0]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+BEYOND = 1.1
+"""How far generated actions may go beyond the middle of the data's range, in halves of it."""
+
 
 class Range(nn.Module):
     """Maps vectors [..., D] so that what was seen lies in [-1, 1]; a number that never changed to 0.
@@ -40,6 +43,10 @@ class Range(nn.Module):
         """The vector that `forward` maps to x [..., D]; a number that never changed stays within 1 of what it was."""
         centre, half = self._parts()
         return self._checked(x) * half + centre
+
+    def action(self, x: Tensor) -> Tensor:
+        """The action in [-1, 1] of generated numbers x [..., D], which are cut off a little beyond the data's range."""
+        return self.inverse(x.clamp(-BEYOND, BEYOND)).clamp(-1, 1)
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         half = (self.high - self.low) / 2

@@ -47,8 +47,6 @@ from echelon.training.drawing import DrawingAgent
 
 PLAN_SEED = 0
 """Seed of the noise of plans where the runner brings no generator: acting depends on the weights alone."""
-BEYOND = 1.1
-"""How far actions may go beyond the middle of the data's range, in halves of it."""
 Offsets = Literal["printed", "growing", "even"]
 GoalLaw = Literal["later", "next"]
 
@@ -295,8 +293,7 @@ class Act2Goal(DrawingAgent):
         imagine, follow = self.velocities(s, g)
         frames = flow_sample(imagine, noise(s.new_zeros(len(s), len(c.frames()), self.sizes[0])), c.flow_steps)
         found = flow_sample(follow, noise(s.new_zeros(len(s), len(c.steps()), self.sizes[1])), c.flow_steps)
-        chunk = found[:, : c.proximal].clamp(-BEYOND, BEYOND)
-        return frames, self.actions.inverse(chunk).clamp(-1, 1)
+        return frames, self.actions.action(found[:, : c.proximal])
 
     def levels(self) -> tuple[Level, ...]:
         return (ImagineLevel(self), PlayLevel())

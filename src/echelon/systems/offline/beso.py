@@ -58,8 +58,6 @@ from echelon.training.drawing import DrawingAgent
 
 ACT_SEED = 0
 """Seed of the noise of actions where the runner brings no generator: acting depends on the weights alone."""
-BEYOND = 1.1
-"""How far actions may go beyond the middle of the data's range, in halves of it."""
 Sampler = Literal["ddim", "heun", "ancestral"]
 Schedule = Literal["linear", "exponential", "karras"]
 Past = Literal["denoised", "kept"]
@@ -323,7 +321,7 @@ class BESO(DrawingAgent):
         start = torch.where(before, clean, c.levels()[0] * noise(clean))
         pinned = Pinned(before, clean) if c.past == "kept" else None
         found = self._run(self._denoiser(states, goals), start, noise, pinned)[row, newest][:, 0]
-        return self.actions.inverse(found.clamp(-BEYOND, BEYOND)).clamp(-1, 1)
+        return self.actions.action(found)
 
     def _denoiser(self, states: Tensor, goals: Tensor) -> Denoise:
         """D given scaled states [B, W, O] and goals [B, G, O], guided."""
