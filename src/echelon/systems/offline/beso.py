@@ -351,6 +351,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
     config = recipe(BESOConfig, env, size)
     beso = arm(BESOConfig, env, size)
     same: dict[str, Any] = {"updates": config.updates, "batch_size": config.batch_size, "lr": config.lr}
+    same["transitions"] = config.transitions
     return (
         Claim(
             id="above-gcbc",
