@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -24,6 +26,14 @@ def test_names_are_registered_when_asked_for() -> None:
     env.close()
     with pytest.raises(UsageError, match="PointMaze_Nowhere"):
         make_env("PointMaze_Nowhere-v3")
+
+
+@pytest.mark.parametrize("name", ["PointMaze_UMaze-v3", "AntMaze_UMaze-v5"])
+def test_a_maze_leaves_no_file_behind(name: str) -> None:
+    env = make_env(name)
+    assert not Path(env.unwrapped.tmp_xml_file_path).exists()
+    env.reset(seed=0)
+    env.close()
 
 
 def test_goals_are_read_by_name() -> None:

@@ -6,6 +6,7 @@ import importlib
 import io
 import warnings
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -62,6 +63,9 @@ def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
         raise UsageError(f"environment '{name}': {what}") from error
     if package == "minigrid":
         return Symbolic(env)
+    model = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    if model is not None:
+        Path(model).unlink(missing_ok=True)  # a maze's model, written to a temporary file and loaded by now
     return Joined(env) if has_inner_dicts(env.observation_space) else env
 
 
