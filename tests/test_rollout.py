@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,6 +345,13 @@ def test_files_that_do_not_belong_together_are_refused(saved, tmp_path):
     columns.save(other, "echelon.other", {"x": torch.ones(1)}, {})
     with pytest.raises(DataError, match=r"holds echelon\.other version 1, not echelon\.rollout 1"):
         Rollout.load(other)
+
+
+def test_who_lists_the_tensors_of_a_run_that_goes_on_finds_whole_records(tmp_path, monkeypatch):
+    order, put = [], os.replace
+    monkeypatch.setattr(columns.os, "replace", lambda new, old: (order.append(Path(old).suffix), put(new, old)))
+    record(simulate(5)).save(tmp_path / "r")
+    assert order == [".json", ".safetensors"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_litter(saved, monkeypatch):

@@ -24,8 +24,8 @@ VERSION = 1
 def save(path: str | os.PathLike[str], form: str, columns: Mapping[str, Any], header: dict[str, Any]) -> None:
     """Write nested `columns` (str → Tensor or such a mapping) and a JSON-able `header` as a record of the kind `form`.
 
-    The JSON goes last and names the checksum of the tensors: whoever is killed between the two leaves a pair that
-    `load` refuses, never one that it misreads.
+    The JSON names the checksum of the tensors, which go last: whoever lists the tensors finds whole records, and whoever
+    is killed between the two leaves a pair that `load` refuses, never one that it misreads.
     """
     tensors_path, header_path = _paths(path)
     try:
@@ -34,10 +34,14 @@ def save(path: str | os.PathLike[str], form: str, columns: Mapping[str, Any], he
         raise DataError(f"{header_path}: the header is not JSON-able: {error}") from error
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in flatten(columns).items()}
     tensors_path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(tensors_path, lambda temporary: save_file(tensors, temporary))
-    document = {"format": form, "version": VERSION, "header": header, "tensors_sha256": _sha256(tensors_path)}
-    text = json.dumps({**document, "sha256": _digest(document)}, indent=1)
-    _replace(header_path, lambda temporary: temporary.write_text(text))
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary)
+        document = {"format": form, "version": VERSION, "header": header, "tensors_sha256": _sha256(temporary)}
+        text = json.dumps({**document, "sha256": _digest(document)}, indent=1)
+        _replace(header_path, lambda beside: beside.write_text(text))
+
+    _replace(tensors_path, write)
 
 
 def load(path: str | os.PathLike[str], form: str) -> tuple[dict[str, Any], dict[str, Any]]:
