@@ -24,8 +24,8 @@ VERSION = 1
 def save(path: str | os.PathLike[str], form: str, columns: Mapping[str, Any], header: dict[str, Any]) -> None:
     """Write nested `columns` (str → Tensor or such a mapping) and a JSON-able `header` as a record of the kind `form`.
 
-    The JSON names the checksum of the tensors, which go last: whoever lists the tensors finds whole records, and whoever
-    is killed between the two leaves a pair that `load` refuses, never one that it misreads.
+    The JSON names the checksum of the tensors, which go last: whoever lists the tensors finds whole records, and
+    whoever is killed between the two leaves a pair that `load` refuses, never one that it misreads.
     """
     tensors_path, header_path = _paths(path)
     try:
