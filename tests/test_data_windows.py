@@ -54,6 +54,7 @@ SPECS = st.builds(
     frames=st.integers(1, 4),
     ahead=st.integers(0, 3),
     stride=st.integers(1, 3),
+    within=st.sampled_from([0, 3, 4, 20]),
 )
 
 
@@ -64,7 +65,8 @@ def test_windows_equal_the_reference(lengths, spec, seed):
     batch = batch_of(lengths, spec, u)
     assert batch["observations"].shape == (25, spec.steps, 3) and batch["goals"].shape == (25, spec.frames, 3)
     for b in range(25):
-        steps, goal = window(lengths, u[:2, b].tolist(), spec.steps, spec.anchor, spec.frames, spec.ahead, spec.stride)
+        asked = (spec.steps, spec.anchor, spec.frames, spec.ahead, spec.stride, spec.within)
+        steps, goal = window(lengths, u[:2, b].tolist(), *asked)
         shown = [tuple(x) for x in batch["observations"][b, :, :2].int().tolist()]
         assert shown == steps + [steps[-1]] * (spec.steps - len(steps))
         assert batch["real"][b].tolist() == [k < len(steps) for k in range(spec.steps)]
@@ -139,6 +141,7 @@ def test_windows_of_other_kinds_are_refused(tmp_path):
         {"steps": 0},
         {"frames": 0},
         {"ahead": -1},
+        {"within": -1},
         {"drop": 1.5},
         {"drop": float("nan")},
         {"anchor": "mid"},

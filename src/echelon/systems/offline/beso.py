@@ -77,6 +77,8 @@ class BESOConfig(Config):
     """W: states that the policy sees, and actions that it denoises together (kitchen 4)."""
     goal_frames: int = 1
     """G: consecutive states of which a goal is made (kitchen 2)."""
+    goal_within: int = 0
+    """How many steps after the window a goal may lie at the latest; 0: as far as the episode goes."""
     embed_dim: int = 240
     """Dimensions of a token (kitchen 360)."""
     heads: int = 12
@@ -121,6 +123,7 @@ class BESOConfig(Config):
     def __post_init__(self) -> None:
         for name in ("window", "goal_frames", "embed_dim", "heads", "lr_every", "denoise_steps"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("goal_within", self.goal_within >= 0, "0 or more")
         self.require("heads", self.embed_dim % self.heads == 0, f"a divisor of embed_dim ({self.embed_dim})")
         layers = self.denoiser_hidden
         self.require("denoiser_hidden", bool(layers) and min(layers) >= 1, "one or more sizes of at least 1")
@@ -145,8 +148,15 @@ class BESOConfig(Config):
 
     def goals(self) -> dict[str, WindowSpec]:
         """Windows that end anywhere, and goals after them."""
-        spec = WindowSpec(steps=self.window, frames=self.goal_frames, drop=self.goal_drop, mask=self.goal_mask)
-        return {"window": spec}
+        return {
+            "window": WindowSpec(
+                steps=self.window,
+                frames=self.goal_frames,
+                within=self.goal_within,
+                drop=self.goal_drop,
+                mask=self.goal_mask,
+            )
+        }
 
     def levels(self) -> tuple[float, ...]:
         """Noise levels of an action, the last 0."""
