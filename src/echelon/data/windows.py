@@ -38,7 +38,6 @@ class WindowSpec:
     ahead: how many steps after the drawn transition the first frame may lie at the soonest, uniformly up to where G
         frames are left; never beyond f.
     within: how many steps after it the first frame may lie at the latest; 0: as far as the episode goes.
-    within: it lies less than so many steps after the drawn transition; 0: as far as the episode goes.
     drop: probability that a goal is marked as left out.
     mask: each sample's as a whole, or "element" by element (the released code: a goal of many numbers is then almost
         never left out as a whole).
@@ -50,7 +49,7 @@ class WindowSpec:
     anchor: Anchor = "last"
     frames: int = 1
     ahead: int = 1
-    within: int = 0
+    within: int | None = None
     drop: float = 0.0
     mask: Mask = "sample"
 
@@ -58,14 +57,10 @@ class WindowSpec:
         for name, least in (("steps", 1), ("stride", 1), ("frames", 1), ("ahead", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.within != 0 and self.within < self.ahead:
-            raise ValueError(f"within must be 0 or at least ahead ({self.ahead}), got {self.within}")
         if self.offsets and (self.steps != 1 or self.stride != 1 or self.anchor != "first"):
             raise ValueError(f"offsets {self.offsets} are for the anchor 'first', without steps and stride")
         if self.offsets and (self.offsets[0] != 0 or any(b <= a for a, b in pairwise(self.offsets))):
             raise ValueError(f"offsets must rise from 0, got {self.offsets}")
-        if self.within and self.within <= self.ahead:
-            raise ValueError(f"within must be 0 or more than ahead ({self.ahead}), got {self.within}")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop is a probability, got {self.drop}")
         for name, options in (("anchor", get_args(Anchor)), ("mask", get_args(Mask))):
@@ -109,8 +104,6 @@ class Windows:
         latest = torch.maximum(final - (spec.frames - 1), soonest)
         if spec.within:
             latest = torch.minimum(latest, drawn + spec.within)
-        if spec.within:
-            latest = torch.minimum(latest, drawn + spec.within - 1)
         goal = soonest + (u[1] * (latest - soonest + 1)).long()
         kept = (u[2:] >= spec.drop).T.reshape(-1, *self.goal_shape)
         return DrawnWindows(first, last, goal, final, kept)

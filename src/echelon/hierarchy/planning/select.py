@@ -42,7 +42,8 @@ def select(candidates: Tensor, goal: Tensor, judgement: Judgement, k: int = 1) -
     """The mean of the `k` best candidates; the goal itself where its own score is larger than the best one's.
 
     `candidates` [B, N, *E] or [N, *E], `goal` [B, *E]. Discarded candidates never count, so that fewer than `k` may be
-    averaged; where none is left the goal is the choice. A tie between goal and candidate goes to the candidate.
+    averaged; where none is left the goal is the choice. A tie between goal and candidate goes to the candidate, of the
+    best candidates the first is the one.
     """
     if k < 1:
         raise UsageError(f"k = {k}: at least one candidate has to be selected")
@@ -53,7 +54,10 @@ def select(candidates: Tensor, goal: Tensor, judgement: Judgement, k: int = 1) -
         raise UsageError(f"{n} candidates of {len(goal)} rows need scores of that shape, got {shape}")
     if n == 0:
         return Choice(goal, torch.full((len(goal), 1), -1, device=goal.device))
-    scores, index = judgement.scores.topk(min(k, n), dim=1)
+    if min(k, n) == 1:  # of equal ones the first, which `topk` does not promise
+        scores, index = judgement.scores.max(dim=1, keepdim=True)
+    else:
+        scores, index = judgement.scores.topk(min(k, n), dim=1)
     chosen = scores > -torch.inf
     chosen &= (judgement.goal <= scores[:, 0])[:, None]
     row = torch.arange(len(goal), device=goal.device)[:, None]
