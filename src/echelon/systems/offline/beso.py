@@ -77,8 +77,8 @@ class BESOConfig(Config):
     """W: states that the policy sees, and actions that it denoises together (kitchen 4)."""
     goal_frames: int = 1
     """G: consecutive states of which a goal is made (kitchen 2)."""
-    goal_within: int = 0
-    """How many steps after the window a goal may lie at the latest; 0: as far as the episode goes."""
+    goal_within: int | None = None
+    """How many steps after the window a goal may lie at the latest; None: as far as the episode goes."""
     embed_dim: int = 240
     """Dimensions of a token (kitchen 360)."""
     heads: int = 12
@@ -123,7 +123,7 @@ class BESOConfig(Config):
     def __post_init__(self) -> None:
         for name in ("window", "goal_frames", "embed_dim", "heads", "lr_every", "denoise_steps"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        self.require("goal_within", self.goal_within >= 0, "0 or more")
+        self.require("goal_within", self.goal_within is None or self.goal_within >= 1, "None or at least 1")
         self.require("heads", self.embed_dim % self.heads == 0, f"a divisor of embed_dim ({self.embed_dim})")
         layers = self.denoiser_hidden
         self.require("denoiser_hidden", bool(layers) and min(layers) >= 1, "one or more sizes of at least 1")

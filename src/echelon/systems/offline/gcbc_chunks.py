@@ -38,14 +38,14 @@ class GCBCChunksConfig(Config):
     """K: actions that are said together."""
     play: int = 10
     """How many of them are played before the next chunk; more than K repeat the last."""
-    goal_within: int = 0
-    """How many steps after a chunk's first a goal may lie at the latest; 0: as far as the episode goes."""
+    goal_within: int | None = None
+    """How many steps after a chunk's first a goal may lie at the latest; None: as far as the episode goes."""
 
     def __post_init__(self) -> None:
         self.require("actor_hidden", all(size >= 1 for size in self.actor_hidden), "sizes of at least 1")
         for name in ("chunk", "play"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        self.require("goal_within", self.goal_within >= 0, "0 or more")
+        self.require("goal_within", self.goal_within is None or self.goal_within >= 1, "None or at least 1")
         super().__post_init__()
 
     def goals(self) -> dict[str, WindowSpec]:
