@@ -5,6 +5,7 @@ the type before the version: `pointmaze-large-stitch-v0` was collected in `point
 episodes than the full set is a data set of its own, called `NAME@EPISODES`.
 The Fetch sets are echelon's own (sizes after arXiv 2311.02013): `fetchreach-mixed-v0` was collected in FetchReach-v4, a
 tenth of it by an expert; `fetchreach-mixed2.5-v0` has 2.5 % of the expert's episodes, the random set none.
+`scene-told-v0` is echelon's own, too, with a test environment of its own in OGBench's scene.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class EnvInfo:
     """Steps after which a test episode is cut off."""
     tasks: tuple[str, ...] = ("task1", "task2", "task3", "task4", "task5")
     """Names of the test tasks; task ids count from 1."""
+    simulator: str = ""
+    """Name of the simulator where it is not `name`: an environment of echelon's own, in another's."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class DataInfo:
     name: str
     env: EnvInfo
     kind: str
-    """How it was collected: navigate, stitch, explore, play or noisy; random, mixed or expert."""
+    """How it was collected: navigate, stitch, explore, play, noisy or told; random, mixed or expert."""
     episodes: int
     length: int
     """Transitions of each episode."""
@@ -50,7 +53,7 @@ class DataInfo:
     @property
     def published(self) -> bool:
         """Whether there is a released file of this name."""
-        return self.env.family != "fetch"
+        return self.env.family not in HOME_MADE
 
     @property
     def transitions(self) -> int:
@@ -82,6 +85,8 @@ def _environments() -> dict[str, EnvInfo]:
     found += [EnvInfo(f"cube-{n}-v0", "cube", dim, 5, limit, _numbered(tasks)) for n, dim, limit, tasks in cubes]
     in_scene = _numbered("open unlock_and_lock rearrange_medium put_in_drawer rearrange_hard")
     found += [EnvInfo("scene-v0", "scene", 40, 5, 750, in_scene)]
+    asked = _numbered(" ".join(sentence.replace(" ", "_") for sentence in SCENE_INSTRUCTIONS))
+    found += [EnvInfo("scene-told-v0", "told", 40, 5, 150, asked, "scene-v0")]
     boards = (("3x3", 55, 500), ("4x4", 83, 500), ("4x5", 99, 1000), ("4x6", 115, 1000))
     found += [EnvInfo(f"puzzle-{board}-v0", "puzzle", dim, 5, limit) for board, dim, limit in boards]
     found += [EnvInfo("FetchReach-v4", "fetch", 10, 4, 50), EnvInfo("FetchPush-v4", "fetch", 25, 4, 50)]
@@ -110,6 +115,7 @@ def _datasets() -> dict[str, DataInfo]:
         env = ENVIRONMENTS[f"{place}-v0"]
         scripted = env.family in ("pointmaze", "cube", "scene", "puzzle")
         found[f"{stem}-v0"] = DataInfo(f"{stem}-v0", env, kind, episodes, length, episodes, scripted)
+    found["scene-told-v0"] = DataInfo("scene-told-v0", ENVIRONMENTS["scene-told-v0"], "told", 1000, 500, 1000, True)
     for place, name in FETCH.items():
         for kind, experts in SHARES.items():
             stem = f"{place}-{kind}-v0"
@@ -117,6 +123,22 @@ def _datasets() -> dict[str, DataInfo]:
     return found
 
 
+SCENE_INSTRUCTIONS = (
+    "open the drawer",
+    "close the drawer",
+    "open the window",
+    "close the window",
+    "press the left button",
+    "press the right button",
+    "put the block into the drawer",
+    "move the block to another place on the table",
+)
+"""What is pursued in `scene-told-v0`, by the number in its column `instructions`; left and right as the robot sees it.
+
+The right button locks and unlocks the drawer, the left one the window.
+"""
+HOME_MADE = ("fetch", "told")
+"""Families of environments and data sets that nobody else has published."""
 FETCH = {"fetchreach": "FetchReach-v4", "fetchpush": "FetchPush-v4"}
 SHARES = {"random": 0.0, "mixed": 0.1, "expert": 1.0}
 """Expert's share in the Fetch sets with a name of their own."""

@@ -42,6 +42,10 @@ def recipe(info: DataInfo) -> dict[str, Any]:
         from echelon.envs.fetch import RECIPE as FETCH
 
         return {**FETCH, "experts": info.experts}
+    if info.env.family == "told":
+        from echelon.envs.told import RECIPE as TOLD
+
+        return dict(TOLD)
     from echelon.envs.manipulation import RECIPE as MANIPULATION
 
     return dict(MANIPULATION)
@@ -60,6 +64,10 @@ def collector(info: DataInfo) -> Collector:
         from echelon.envs.fetch import FetchCollector
 
         return FetchCollector(info)
+    if info.env.family == "told":
+        from echelon.envs.told import ToldCollector
+
+        return ToldCollector(info)
     from echelon.envs.manipulation import ManipulationCollector
 
     return ManipulationCollector(info)

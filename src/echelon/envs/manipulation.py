@@ -27,6 +27,7 @@ NOISE_LEVEL = 0.1
 NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
 OTHER_STACKING = (0.5, 0.5)
+SCENES = ("scene", "told")
 BLOCK_XYZ = slice(14, 17)  # in the scene's qpos: behind 6 arm and 8 gripper joints
 
 
@@ -55,13 +56,25 @@ class ManipulationCollector:
         attempt = 0
         while True:
             columns = self._attempt(np.random.default_rng([seed, index, attempt]))
-            if self.family != "scene" or visible(columns["qpos"][:, BLOCK_XYZ]):
+            if self.family not in SCENES or visible(columns["qpos"][:, BLOCK_XYZ]):
                 return columns
             attempt += 1
 
+    def begin(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset the simulator, with a random target: what it shows and tells."""
+        return self.env.reset(seed=seed)
+
+    def retarget(self, stacking: float) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draw the next target: what the simulator shows and tells now."""
+        return self.env.set_new_target(p_stack=stacking)
+
+    def pursued(self, facts: dict[str, Any]) -> dict[str, int]:
+        """What is noted, by column, of the rows in which the target of `facts` is pursued: nothing here."""
+        return {}
+
     def _attempt(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         np.random.seed(rng.integers(2**32, dtype=np.uint32))
-        observation, info = self.env.reset(seed=int(rng.integers(2**31)))
+        observation, info = self.begin(int(rng.integers(2**31)))
         stacking = rng.uniform(*self.stacking)
         spread = rng.uniform(0.0, NOISE_LEVEL) * NOISE_SHAPE if self.noisy else np.zeros(5)
         rows = self.info.length + 1
@@ -71,6 +84,7 @@ class ManipulationCollector:
         oracle.reset(observation, info)
         record: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "qpos", "qvel")}
         buttons: list[np.ndarray] = []
+        pursued = [self.pursued(info)]
         for t in range(rows):
             action = rng.uniform(-1.0, 1.0, 5) if random[t] else oracle.select_action(observation, info) + noise[t]
             action = np.clip(action, -1.0, 1.0)
@@ -81,13 +95,16 @@ class ManipulationCollector:
             record["qvel"].append(info["prev_qvel"])
             if "prev_button_states" in info:
                 buttons.append(info["prev_button_states"])
+            pursued.append(pursued[-1])
             if oracle.done:
-                seen, facts = self.env.set_new_target(p_stack=stacking)
+                seen, facts = self.retarget(stacking)
+                pursued[-1] = self.pursued(facts)
                 oracle = self.oracles[facts["privileged/target_task"]]
                 oracle.reset(seen, facts)  # `info` stays that of the previous target for one more action
         columns = {name: np.array(values, np.float32) for name, values in record.items()}
         if buttons:
             columns["button_states"] = np.array(buttons, np.int64)
+        columns |= {name: np.array([row[name] for row in pursued[:rows]], np.int64) for name in pursued[0]}
         columns["terminals"] = np.arange(rows) == rows - 1
         return columns
 

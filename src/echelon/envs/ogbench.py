@@ -1,7 +1,7 @@
 """OGBench's goal-conditioned test environments as Gymnasium environments with dictionary observations.
 
-The protocol is that of the benchmark (arXiv 2410.20092): five fixed tasks, the episode ends at the goal or after the
-environment's limit of steps, and it is a success if the goal was reached.
+The protocol is that of the benchmark (arXiv 2410.20092): five fixed tasks (echelon's own environments may have more),
+the episode ends at the goal or after the environment's limit of steps, and it is a success if the goal was reached.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
 class GoalEnv(gymnasium.Env[Observation, np.ndarray]):
     """One test environment. Observations are {"observation": float32[O], "goal": float32[O]}.
 
-    `reset(options={"task_id": k})` chooses task k from 1 to 5; without it a task is drawn. `info["success"]` says at
+    `reset(options={"task_id": k})` chooses task k from 1 on; without it a task is drawn. `info["success"]` says at
     every step whether the goal is reached now; `terminated` is the same, `truncated` the limit of steps. Actions are
     clipped to [-1, 1]. A reset with a seed decides everything that follows, whatever happened before and whoever else
     draws random numbers. The simulator is built at the first reset: spaces and sizes cost nothing.
@@ -93,15 +93,19 @@ class GoalEnv(gymnasium.Env[Observation, np.ndarray]):
         else:
             observation, _, terminated, _, info = self._simulator.step(action)
         self._steps += 1
-        success = bool(info["success"])
+        terminated, outcome = self._judged(bool(terminated), info)
         truncated = self._steps >= self.facts.limit
-        return self._seen(observation), float(success), bool(terminated), truncated, {"success": success}
+        return self._seen(observation), float(outcome["success"]), terminated, truncated, outcome
 
     def close(self) -> None:
         """Release the simulator."""
         if self._simulator is not None:
             self._simulator.close()
             self._simulator = None
+
+    def _judged(self, terminated: bool, told: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """Whether the episode ends here, and what is said of it, by what the simulator answered."""
+        return terminated, {"success": bool(told["success"])}
 
     def _check_task(self, task: Any) -> None:
         if task not in range(1, len(self.facts.tasks) + 1):
@@ -138,6 +142,10 @@ def make_env(name: str) -> GoalEnv:
         from echelon.envs.fetch import FetchEnv
 
         return FetchEnv(facts)
+    if facts.family == "told":
+        from echelon.envs.told import ToldEnv
+
+        return ToldEnv(facts)
     return GoalEnv(facts)
 
 

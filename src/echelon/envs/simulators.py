@@ -28,7 +28,7 @@ def build(info: EnvInfo, collecting: bool = False) -> Any:
         warnings.filterwarnings("ignore", module="glfw")  # it warns of a missing display, and nothing is drawn here
         import ogbench  # noqa: F401  (registers the environments)
 
-        spec = gymnasium.spec(info.name)
+        spec = gymnasium.spec(info.simulator or info.name)
         create: Any = load_env_creator(str(spec.entry_point))
     settings = {**spec.kwargs, "terminate_at_goal": not collecting}
     if isinstance(create, type):

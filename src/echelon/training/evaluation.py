@@ -1,4 +1,4 @@
-"""Evaluation by OGBench's protocol: five fixed test tasks, n episodes each, greedy, as the environment judges."""
+"""Evaluation by OGBench's protocol: an environment's fixed test tasks, n episodes each, greedy, as it judges itself."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict
 
-from echelon.envs.ogbench import make_env
+from echelon.envs.ogbench import make_env, tasks
 from echelon.errors import UsageError
 from echelon.hierarchy.runner import Reset, Runner
 from echelon.hierarchy.world import from_gym
 from echelon.rollout import Rollout
 from echelon.training.agent import Agent
 
-TASKS = (1, 2, 3, 4, 5)
 LAST = 3
 """How many of the last evaluations the reported score averages."""
 
@@ -59,7 +58,7 @@ class GoalApart(gymnasium.Wrapper[dict[str, np.ndarray], np.ndarray, dict[str, n
 
 
 class Evaluator:
-    """Runs an agent on the five tasks of `env`; worlds are built once and reused.
+    """Runs an agent on the tasks of `env`, five in most; worlds are built once and reused.
 
     Episode e of a task starts from a seed made of (seed, step, task, e): another system's run with the same seed meets
     the same start and goal noise at the same step. With `goal_dim` worlds show goals apart from observations.
@@ -67,7 +66,8 @@ class Evaluator:
 
     def __init__(self, env: str, episodes: int, seed: int, slots: int = 25, goal_dim: int | None = None):
         self.env, self.episodes, self.seed = env, episodes, seed
-        envs = [make_env(env) for _ in range(min(slots, episodes * len(TASKS)))]
+        self.tasks = range(1, len(tasks(env)) + 1)
+        envs = [make_env(env) for _ in range(min(slots, episodes * len(self.tasks)))]
         self.world = from_gym(envs if goal_dim is None else [GoalApart(each, goal_dim) for each in envs])
 
     def run(self, agent: Agent, step: int) -> Evaluation:
@@ -76,7 +76,7 @@ class Evaluator:
         resets = [
             Reset(seed=episode_seed(self.seed, step, task, e), options={"task_id": task}, labels={"task": task})
             for e in range(self.episodes)
-            for task in TASKS
+            for task in self.tasks
         ]
         agent.eval()
         device = next(agent.parameters()).device
@@ -84,11 +84,11 @@ class Evaluator:
         agent.train()
         task = torch.as_tensor(rollout.streams.labels["task"])
         success = torch.as_tensor(rollout.streams.labels["success"]).float()
-        tasks = {f"task{t}": [int(x) for x in success[task == t]] for t in TASKS}
+        outcomes = {f"task{t}": [int(x) for x in success[task == t]] for t in self.tasks}
         row = {
             "step": step,
             "success": round(float(success.double().mean()), 6),
-            "tasks": tasks,
+            "tasks": outcomes,
             "seconds": round(time.monotonic() - started, 2),
             "load": round(os.getloadavg()[0], 2),
         }
