@@ -4,7 +4,14 @@ from typing import Any
 
 
 def window(
-    lengths: list[int], u: Any, steps: int, anchor: str, frames: int, ahead: int, stride: int = 1, within: int | None = None
+    lengths: list[int],
+    u: Any,
+    steps: int,
+    anchor: str,
+    frames: int,
+    ahead: int,
+    stride: int = 1,
+    within: int | None = None,
 ) -> tuple[list, list]:
     """(episode, place) of the window's steps and of the goal's frames; u: which transition, how far the goal."""
     every = [(e, t) for e, length in enumerate(lengths) for t in range(length)]

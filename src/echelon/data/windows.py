@@ -37,7 +37,7 @@ class WindowSpec:
     frames: G, consecutive states from which a goal is made; where the episode ends before, its last one is repeated.
     ahead: how many steps after the drawn transition the first frame may lie at the soonest, uniformly up to where G
         frames are left; never beyond f.
-    within: how many steps after it the first frame may lie at the latest; 0: as far as the episode goes.
+    within: how many steps after it the first frame may lie at the latest; None: as far as the episode goes.
     drop: probability that a goal is marked as left out.
     mask: each sample's as a whole, or "element" by element (the released code: a goal of many numbers is then almost
         never left out as a whole).
@@ -61,6 +61,8 @@ class WindowSpec:
             raise ValueError(f"offsets {self.offsets} are for the anchor 'first', without steps and stride")
         if self.offsets and (self.offsets[0] != 0 or any(b <= a for a, b in pairwise(self.offsets))):
             raise ValueError(f"offsets must rise from 0, got {self.offsets}")
+        if self.within is not None and self.within < self.ahead:
+            raise ValueError(f"within must be None or at least ahead ({self.ahead}), got {self.within}")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop is a probability, got {self.drop}")
         for name, options in (("anchor", get_args(Anchor)), ("mask", get_args(Mask))):
@@ -102,7 +104,7 @@ class Windows:
         first, last = (drawn - reach, drawn) if spec.anchor == "last" else (drawn, drawn + reach)
         soonest = torch.minimum(drawn + spec.ahead, final)
         latest = torch.maximum(final - (spec.frames - 1), soonest)
-        if spec.within:
+        if spec.within is not None:
             latest = torch.minimum(latest, drawn + spec.within)
         goal = soonest + (u[1] * (latest - soonest + 1)).long()
         kept = (u[2:] >= spec.drop).T.reshape(-1, *self.goal_shape)
