@@ -376,7 +376,7 @@ def test_an_engine_that_loses_requests_is_no_episodes_fault() -> None:
         def generate(self, requests: Sequence[Request]) -> list[Sample]:
             return self.inner.generate(requests)[1:]
 
-    with pytest.raises(UsageError, match="1 samples for 2 requests"):
+    with pytest.raises(UsageError, match="1 answers to 2 requests"):
         drive(turns, starts(2), engine=Lossy(None))
 
 

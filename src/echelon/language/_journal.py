@@ -18,7 +18,7 @@ import numpy as np
 
 from echelon.errors import DataError
 from echelon.language._worlds import Fault
-from echelon.language.engine import End, Sample
+from echelon.language.engine import End, Sample, Source
 
 _FORMAT = "echelon.journal"
 _SUM = 16  # hexadecimal digits of a line's checksum
@@ -109,13 +109,14 @@ def digest_of(request: Any) -> str:
 def sample_to_plain(sample: Sample) -> dict[str, Any]:
     """A sample as JSON; NaN, which JSON does not have, becomes null."""
     logp = [None if math.isnan(value) else value for value in sample.logp]
-    return {"ids": list(sample.ids), "logp": logp, "end": int(sample.end)}
+    plain = {"ids": list(sample.ids), "logp": logp, "end": int(sample.end)}
+    return plain if sample.source is Source.SAMPLED else {**plain, "source": int(sample.source)}
 
 
 def sample_from_plain(plain: Mapping[str, Any]) -> Sample:
     """The inverse of `sample_to_plain`."""
     logp = (math.nan if value is None else value for value in plain["logp"])
-    return Sample(tuple(plain["ids"]), tuple(logp), End(plain["end"]))
+    return Sample(tuple(plain["ids"]), tuple(logp), End(plain["end"]), Source(plain.get("source", Source.SAMPLED)))
 
 
 def scores_to_plain(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:

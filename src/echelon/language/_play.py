@@ -212,10 +212,13 @@ class Episode:
         call.obs_text = call.obs_text or self.obs_text
         self.obs_text = ""
 
-    def finish(self, call: Call, sample: Sample, unsampled: Source = Source.FORCED) -> int:
-        """Keep a served call and return its number. `unsampled`: the source of its tokens without a log-prob."""
+    def finish(self, call: Call, sample: Sample, forced: int = 0) -> int:
+        """Keep a served call and return its number. forced: tokens at its beginning, of a text that was not sampled."""
         call.sample = sample
-        call.source = tuple(unsampled if math.isnan(value) else Source.SAMPLED for value in sample.logp)
+        if sample.source is Source.SAMPLED:
+            call.source = tuple(Source.FORCED if math.isnan(value) else Source.SAMPLED for value in sample.logp)
+        else:
+            call.source = (Source.FORCED,) * forced + (sample.source,) * (len(sample.ids) - forced)
         call.out_text = self.tokenizer.decode(sample.ids, control=False)
         call.labels = {channel.name: codes(channel, sample.ids) for channel in call.channels}
         self.streams[call.stream].last = len(self.calls)

@@ -7,7 +7,7 @@ agree between batches.
 
 A fault closes its episode and no other: the program raises or its prompt does not fit (ERROR), its world raises
 (ERROR), hangs (TIMEOUT) or dies (KILLED), the engine raises on its request (ERROR). What the episode had done stays in
-the record, marked by `episodes.fault`; `kept` gives its tokens weight 0.
+the record, marked by `episodes.fault`; `kept` gives its tokens weight 0. An engine that is down stops them all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from echelon.language._measure import TextScorer
 from echelon.language._play import Act, Emit, Episode, Measure, Operation, Settings, Start
 from echelon.language._pool import WorldPool
 from echelon.language._worlds import Fault, LocalWorlds, Make, WorldCall, Worlds
-from echelon.language.engine import End, Engine, Request, Sample, Source
+from echelon.language.engine import End, Engine, EngineDown, Request, Sample, Source
 from echelon.language.program import LevelSpec, Lm, Log, Program, Scorer, Scores, WorldHandle
 from echelon.language.record import Record, RecordBuilder
 from echelon.language.words import Tokenizer
@@ -174,29 +174,39 @@ class Driver:
                 book.close()
 
     def _generate(self, requests: Sequence[Request]) -> list[Sample | Fault]:
-        """Ask the engine; where it raises, ask for the halves, until the requests to blame are found."""
-        try:
-            samples = self.engine.generate(requests)
-        except Exception as error:  # whatever an engine raises costs the episodes whose requests it cannot serve
-            if len(requests) == 1:
-                return [Fault(End.ERROR, f"the engine raised {type(error).__name__}: {error}")]
-            half = len(requests) // 2
-            return self._generate(requests[:half]) + self._generate(requests[half:])
-        if len(samples) != len(requests):
-            raise UsageError(f"the engine gave {len(samples)} samples for {len(requests)} requests")
-        return [_checked(request, sample) for request, sample in zip(requests, samples, strict=True)]
+        """Ask the engine."""
+        served = _served(self.engine.generate, requests, "engine")
+        return [
+            one if isinstance(one, Fault) else _checked(request, one)
+            for request, one in zip(requests, served, strict=True)
+        ]
 
     def _score(self, requests: Sequence[Any]) -> list[Scores | Fault]:
-        """Ask the scorer, in the same way."""
+        """Ask the scorer."""
         if self.scorer is None:
             return [Fault(End.ERROR, "lm.score needs a scorer: Driver(…, scorer=…)")] * len(requests)
+        return _served(self.scorer.score, requests, "scorer")
+
+
+def _served(serve: Callable[[Sequence[Any]], Sequence[Any]], requests: Sequence[Any], who: str) -> list[Any]:
+    """Answers; where `serve` raises, ask for the halves, until the requests to blame are found: faults."""
+    try:
+        answers = list(serve(requests))
+    except EngineDown:
+        raise
+    except Exception as error:  # whatever an engine raises costs the episodes whose requests it cannot serve
+        if len(requests) == 1:
+            return [Fault(End.ERROR, f"the {who} raised {type(error).__name__}: {error}")]
+        half = len(requests) // 2
+        first = _served(serve, requests[:half], who)
         try:
-            return list(self.scorer.score(requests))
-        except Exception as error:  # as above
-            if len(requests) == 1:
-                return [Fault(End.ERROR, f"the scorer raised {type(error).__name__}: {error}")]
-            half = len(requests) // 2
-            return self._score(requests[:half]) + self._score(requests[half:])
+            return first + _served(serve, requests[half:], who)
+        except EngineDown as down:
+            before = {k: one for k, one in enumerate(first) if not isinstance(one, Fault)}
+            raise EngineDown(str(down), before | {half + k: one for k, one in down.answered.items()}) from down
+    if len(answers) != len(requests):
+        raise UsageError(f"the {who} gave {len(answers)} answers to {len(requests)} requests")
+    return answers
 
 
 def kept(record: Record) -> Tensor:
@@ -349,11 +359,11 @@ class _Phase:
             if isinstance(operation, Measure):
                 if operation.call is not None:
                     target = operation.request.target
-                    given = Sample(target, (math.nan,) * len(target), End.EOS)
-                    episode.finish(operation.call, given, Source.SCORED)
+                    given = Sample(target, (math.nan,) * len(target), End.EOS, Source.SCORED)
+                    episode.finish(operation.call, given)
             else:
                 self.calls, self.tokens = self.calls + 1, self.tokens + len(answer.ids)
-                answer = episode.finish(operation.call, answer)
+                answer = episode.finish(operation.call, answer, len(operation.request.forced))
         except Exception as error:  # from the program's own labels or tokenizer: raised where it waits
             running.fibres.answer(fibre, None, error)
         else:
@@ -380,7 +390,11 @@ class _Phase:
             else:
                 self.replayed += 1
                 answers[id(asked)] = fault_from_plain(known) or from_plain(known)
-        served = serve([asked.request for asked, _ in missing]) if missing else []
+        try:
+            served = serve([asked.request for asked, _ in missing]) if missing else []
+        except EngineDown as down:
+            self.journal.append([(*missing[k][1], to_plain(answer)) for k, answer in sorted(down.answered.items())])
+            raise
         plain = [fault_to_plain(answer) if isinstance(answer, Fault) else to_plain(answer) for answer in served]
         self.journal.append([(*key, entry) for (_, key), entry in zip(missing, plain, strict=True)])
         return answers | {id(asked): answer for (asked, _), answer in zip(missing, served, strict=True)}
@@ -421,7 +435,9 @@ def _checked(request: Request, sample: Sample) -> Sample | Fault:
         wrong = f"{len(sample.ids)} tokens and {len(sample.logp)} log-probs; 1 to {request.max_tokens} are asked for"
     elif sample.ids[:forced] != request.forced or not np.isnan(logp[:forced]).all():
         wrong = "other tokens than the forced ones at its beginning, or log-probs of them"
-    elif not np.isfinite(logp[forced:]).all():
+    elif sample.source is not Source.SAMPLED and not np.isnan(logp).all():
+        wrong = "log-probs of a text that it has not sampled"
+    elif sample.source is Source.SAMPLED and not np.isfinite(logp[forced:]).all():
         wrong = "log-probs that are not finite"
     else:
         return sample

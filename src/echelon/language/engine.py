@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from echelon.errors import EchelonError
 
 if TYPE_CHECKING:  # worker processes of worlds start faster without torch
     from torch import Tensor
@@ -35,7 +37,7 @@ class End(IntEnum):
 
 
 class Source(IntEnum):
-    """Where an emitted token comes from: the model, the program, or a given text that was only scored."""
+    """Where an emitted token comes from: the model, the program, or a text from elsewhere that was only scored."""
 
     SAMPLED = 0
     FORCED = 1
@@ -71,13 +73,29 @@ class Sample:
     logp: tuple[float, ...]
     """Of the temperature-scaled distribution; NaN where forced."""
     end: End
+    source: Source = Source.SAMPLED
+    """Of the tokens that are not forced. SCORED: of a text from elsewhere, whose log-probs are NaN."""
+
+
+class EngineDown(EchelonError):
+    """An engine that can answer nobody now. A rollout stops, and goes on from its journal once the engine is back.
+
+    answered: place among the requests → the answers that it has given before.
+    """
+
+    def __init__(self, message: str, answered: Mapping[int, Any] | None = None):
+        super().__init__(message)
+        self.answered = dict(answered or {})
 
 
 class Engine(Protocol):
     """Samples texts with the weights of one or several agents."""
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
-        """Answer the requests in one batch, in the same order."""
+        """Answer the requests in one batch, in the same order.
+
+        What it raises costs the episodes whose requests are to blame; `EngineDown` stops the rollout.
+        """
 
     def load(self, agent: str, weights: Mapping[str, Tensor]) -> None:
         """Sample with newer weights from now on."""

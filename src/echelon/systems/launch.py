@@ -61,6 +61,15 @@ def evaluate(directory: Path | str, episodes: int, seed: int = 0) -> dict[str, A
     return run.evaluate(_system(directory), directory, episodes, seed)
 
 
+def serve(
+    config: LanguageConfig, engine: Any, episodes: int, seed: int, max_tokens: int, out: Path | None
+) -> dict[str, Any]:
+    """Success by task of an endpoint's model in the program that `config` configures: `training.language.served`."""
+    from echelon.training.language.served import evaluate as evaluate_served
+
+    return evaluate_served(index.load(config.system), config, engine, episodes, seed, max_tokens, out)
+
+
 def load_agent(directory: Path | str) -> Any:
     """The trained agent of a run, on the CPU."""
     agent, _ = run.load_agent(_system(directory), directory)

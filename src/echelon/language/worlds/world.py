@@ -23,8 +23,10 @@ SPLITS = ("train", "valid", "test")
 
 _WORLDS = {
     "alfworld": "echelon.language.worlds.alfworld:AlfWorld",
+    "mastermind": "echelon.language.worlds.mastermind:Mastermind",
     "reasoning": "echelon.language.worlds.reasoning:Reasoning",
     "textcraft": "echelon.language.worlds.textcraft:TextCraft",
+    "textworld": "echelon.language.worlds.textworld:TextWorld",
 }
 
 

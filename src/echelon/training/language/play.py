@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ EVALUATION = 1 << 31
 
 
 def driver(
-    engine: Engine, tokenizer: Tokenizer, config: LanguageConfig, context: int, run: int, temperature: float
+    engine: Engine, tokenizer: Tokenizer, config: LanguageConfig, context: int | None, run: int, temperature: float
 ) -> Driver:
     """A driver for episodes of the run's world."""
     settings = Settings(
@@ -57,14 +58,25 @@ def test_tasks(config: LanguageConfig, episodes: int) -> list[Task]:
 
 
 def evaluate(
-    agent: LanguageAgent, engine: Engine, context: int, config: LanguageConfig, step: int, episodes: int, seed: int
+    agent: LanguageAgent,
+    engine: Engine,
+    context: int | None,
+    config: LanguageConfig,
+    step: int,
+    episodes: int,
+    seed: int,
+    journal: Path | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Phase]:
-    """(row of evaluations.jsonl, what happened): an episode of each test task, at the evaluation temperature."""
+    """(row of evaluations.jsonl, what happened): an episode of each test task, at the evaluation temperature.
+
+    journal, meta: as of `Driver.rollout`.
+    """
     started = time.monotonic()
     games = test_tasks(config, episodes)
     starts = [Start(uid=step * len(games) + i, group=i, task=task) for i, task in enumerate(games)]
     with driver(engine, agent.tokenizer, config, context, seed + EVALUATION, config.eval_temperature) as driven:
-        phase = driven.rollout(agent.episode, starts, levels=agent.levels)
+        phase = driven.rollout(agent.episode, starts, levels=agent.levels, journal=journal, meta=meta)
     won, spent, record = success(phase.record), tokens(phase.record), phase.record
     outcomes: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {}
