@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import transformer as reference
 from torch import Tensor
 
-from echelon.nets.transformer import Transformer, attend, block_causal_mask, causal_mask
+from echelon.nets.transformer import Transformer, attend, attend_fused, block_causal_mask, causal_mask
 
 D, HEADS, C = 8, 2, 5
 
@@ -135,6 +135,29 @@ def test_attention_by_hand():
     value = torch.tensor([[4.0], [8.0]])
     assert float(attend(query, key, value, 1)) == pytest.approx(7)
     assert float(attend(query, key, value, 1, torch.tensor([[True, False]]))) == 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.booleans(), st.integers(0, 100))
+def test_attention_is_what_torchs_kernel_computes(tokens, others, masked, seed):
+    """Values and slopes, with a mask of each row or none, for fewer keys than a CPU computes at once and for more."""
+    parts = [draw(seed + k, 3, count, D).requires_grad_() for k, count in enumerate((tokens, others, others))]
+    mask = draw(seed, 3, tokens, others) > 0 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    found = [f(*parts, HEADS, mask) for f in (attend, attend_fused)]
+    slopes = [torch.autograd.grad(out.sin().sum(), parts) for out in found]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
+@pytest.mark.parametrize("keys", [8, 32])
+def test_attention_drops_weights(keys):
+    """Half of the weights are 0, the others twice as large: with values of 1, their mean stays that of the values."""
+    torch.manual_seed(0)
+    query, value = torch.zeros(64, 8, 4), torch.ones(64, keys, 4)
+    found = attend(query, value, value, 1, dropout=0.5)
+    assert float(found.std()) > 0.1 and float(found.mean()) == pytest.approx(1, abs=0.04)
 
 
 def test_initial_weights_are_small_and_normal():

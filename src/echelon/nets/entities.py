@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from echelon.nets.mlp import MLP, NORM_EPS
-from echelon.nets.transformer import attend
+from echelon.nets.transformer import attend_fused
 
 Kinds = Sequence[tuple[int, int]]
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         """Tokens x [..., M, E] attend to `context` [..., K, E]; returns [..., M, E]."""
         nothing = self.nothing.expand(*context.shape[:-2], -1, -1)
         key, value = torch.cat([self.key_value(context), nothing], -2).chunk(2, -1)
-        return self.out(attend(self.query(x), key, value, self.heads))
+        return self.out(attend_fused(self.query(x), key, value, self.heads))
 
 
 class AdaptiveNorm(nn.Module):

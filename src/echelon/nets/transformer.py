@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from echelon.nets.mlp import MLP, NORM_EPS
 
+LANES = 16
+"""Numbers that a CPU computes at once: torch's softmax over fewer, along the last dimension, takes them one by one."""
 Context = Tensor | Sequence[Tensor] | None
 """Tokens [B, K, C] that all blocks attend to, or those of each block; None where they attend to no others."""
 
@@ -37,12 +39,36 @@ def attend(
 ) -> Tensor:
     """Softmax attention in `heads` parts of D: query [..., T, D], key and value [..., K, D] -> [..., T, D].
 
-    `mask`: bool[T, K], or one of each row.
+    `mask`: bool[T, K], or one of each row. On a CPU by plain products: where those of float32 are in mode "medium",
+    torch's fused kernel sets up a kernel for each of its many small ones, which takes 10 to 20 times as long.
     """
-    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(-3, -2) for y in (query, key, value))
+    if query.is_cuda:
+        return attend_fused(query, key, value, heads, mask, dropout)
+    q, k, v = (_by_head(y, heads) for y in (query, key, value))
+    hidden = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    q = q * q.shape[-1] ** -0.5
+    if k.shape[-2] < LANES:
+        scores = k @ q.transpose(-2, -1)
+        weights = (scores if hidden is None else scores + hidden.mT.unsqueeze(-3)).softmax(-2).transpose(-2, -1)
+    else:
+        scores = q @ k.transpose(-2, -1)
+        weights = (scores if hidden is None else scores + hidden.unsqueeze(-3)).softmax(-1)
+    return (F.dropout(weights, dropout, dropout > 0) @ v).transpose(-3, -2).flatten(-2)
+
+
+def attend_fused(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """What `attend` computes, by torch's own kernel; on a CPU for a few tokens alone."""
+    q, k, v = (_by_head(y, heads) for y in (query, key, value))
     mask = None if mask is None else mask.unsqueeze(-3)
     found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return found.transpose(-3, -2).flatten(-2)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """x [..., T, D] as [..., heads, T, D / heads]."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 class CrossAttention(nn.Module):
