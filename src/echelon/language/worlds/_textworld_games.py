@@ -71,6 +71,7 @@ def recipe(kind: str, seed: int, split: str, detailed: bool) -> Recipe:
     """The game of a kind, a seed and a split; `detailed`: the objective of coin and simple games is a walkthrough."""
     challenge, _, rest = kind.partition("-")
     objective = None
+    settings: dict[str, Any]
     if challenge == "coin":
         name, settings = "tw-coin_collector", {"level": int(rest)}
         objective = None if detailed else "There is a coin in one of the rooms. Find it and take it!"

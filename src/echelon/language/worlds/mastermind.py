@@ -34,7 +34,7 @@ def _kind(length: int, digits: int, repeats: bool) -> str:
 class Mastermind(BaseWorld):
     """Kinds are `code-LENGTH-DIGITS`, with digits from 1 on, each at most once; `-repeats` allows a digit twice.
 
-    The reward is 1 for the code. A code belongs to exactly one split: three fifths train, one fifth each valid and test.
+    The reward is 1 for the code. A code belongs to one split: three fifths train, one fifth each valid and test.
     `info` has the hidden `answer`, as "2 1 4 5" (to probe how likely a policy thinks it), `candidates`, the number of
     codes that no answer so far rules out, `pegs`, black and white ones of every guess, and `score`, the package's own,
     which pays a part for codes not found. `admissible` is empty: any guess of the form is one.
@@ -52,7 +52,7 @@ class Mastermind(BaseWorld):
     )
 
     def __init__(self, limit: int = 12, errors: int = 1):
-        """`limit`: guesses, malformed ones included; `errors`: malformed ones in a row that are forgiven (package: 1)."""
+        """`limit`: guesses, malformed ones included; `errors`: malformed ones in a row that are forgiven."""
         super().__init__(limit)
         if errors < 0:
             raise UsageError(f"errors is {errors}; it is a count")
@@ -111,9 +111,7 @@ class Mastermind(BaseWorld):
             said.append(state.game_info[0]["reason"])
         answer = self._game["secret_code"]
         won = bool(history) and history[-1]["guess"] == answer
-        known = sorted(
-            f"{_written(entry['guess'])} {entry['black']} black {entry['white']} white" for entry in history
-        )
+        known = sorted(f"{_written(entry['guess'])} {entry['black']} black {entry['white']} white" for entry in history)
         malformed = f"{state.error_count} malformed" if state.error_count else ""
         info = {
             "answer": _written(answer)[1:-1],

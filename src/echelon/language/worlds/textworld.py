@@ -24,9 +24,10 @@ _BANNER = re.compile(r"[\s_|$\\/<>]*")
 _ASIDE = re.compile(r"\n+Would you like to RESTART.*", re.DOTALL)
 _BOOK = "examine cookbook"
 # Commands to the interpreter, not to the game: they would end, repeat or take back what is counted here.
-_OUTSIDE = frozenset(
-    "restart restore save quit q undo again g oops script transcript unscript noscript verify version brief superbrief "
-    "short verbose long normal notify pronouns nouns".split()
+_OUTSIDE = re.compile(
+    r"\b(restart|restore|save|quit|q|undo|again|g|oops|script|transcript|unscript|noscript|verify|version|brief|"
+    r"superbrief|short|verbose|long|normal|notify|pronouns|nouns|tw-\S*)\b",
+    re.IGNORECASE,
 )
 _UNKNOWN = "tw-unknown"
 
@@ -134,8 +135,7 @@ class TextWorld(BaseWorld):
 def playable(action: str) -> str:
     """What of an action the interpreter is told: one line of ASCII; an unknown word for commands to itself."""
     command = " ".join(action.encode("ascii", "replace").decode().split())[:MOST_LETTERS].strip()
-    words = re.split(r"[^a-z-]+", command.lower())
-    return _UNKNOWN if any(word in _OUTSIDE or word.startswith("tw-") for word in words) else command
+    return _UNKNOWN if _OUTSIDE.search(command) else command
 
 
 def plain(text: str) -> str:

@@ -23,6 +23,7 @@ SPLITS = ("train", "valid", "test")
 
 _WORLDS = {
     "alfworld": "echelon.language.worlds.alfworld:AlfWorld",
+    "babyai": "echelon.language.worlds.babyai:BabyAI",
     "mastermind": "echelon.language.worlds.mastermind:Mastermind",
     "reasoning": "echelon.language.worlds.reasoning:Reasoning",
     "textcraft": "echelon.language.worlds.textcraft:TextCraft",
