@@ -86,9 +86,7 @@ class BabyAI(BaseWorld):
             if _SHARES[digest[0] % len(_SHARES)] == task.split:
                 self._longest = longest
                 return self._observe(f"Your mission: {self._env.mission}.\n{self._view()}")
-        raise UsageError(
-            f"{task.kind} has no game for the split '{task.split}'; choose another of the kinds or {SPLITS}"
-        )
+        raise UsageError(f"{task.kind} has no game for the split '{task.split}'; choose another of the kinds")
 
     def _act(self, action: str) -> Observation:
         word = _word(action)
