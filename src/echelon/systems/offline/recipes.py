@@ -65,8 +65,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "smore": {"normalize": True, "discount": 0.97, "target_rate": 0.05, "lr": 1e-3, "future": 0.2}
     | {"step_reward": -1.0, "expectile": 0.9},
     # a transformer over a window: fewer updates of a narrower one; the rate falls by as much in all
-    "beso": {"updates": 15_000, "transitions": 200_000, "embed_dim": 64, "heads": 4, "lr": 3e-4, "lr_every": 50}
-    | {"dropout": 0.0, "attention_dropout": 0.0, "denoiser_hidden": (256, 256, 256)},
+    "beso": {"updates": 15_000, "transitions": 200_000, "embed_dim": 64, "heads": 4, "lr": 1e-3, "lr_every": 50}
+    | {"dropout": 0.0, "attention_dropout": 0.0, "denoiser_hidden": (256, 256, 256), "goal_within": 100},
     # frames of 20 steps and 8 sparse ones, by narrower and fewer blocks
     "act2goal": {"updates": 12_000, "joint_updates": 8_000, "batch_size": 64, "proximal": 20, "frame_stride": 5}
     | {"distal": 8, "play": 10, "flow_steps": 5, "lr": 1e-3, "world_dim": 64, "world_hidden": (128,) * 3}
