@@ -367,7 +367,7 @@ def claims(full: bool = False) -> tuple[Claim, ...]:
         Claim(
             id="above-gcbc",
             text="On cube-single-play BESO, with three denoising steps, succeeds more often than GCBC, the "
-            "regression of one action, after as many updates at the same rate on as large batches, with goals as far ahead.",
+            "regression of one action, after as many updates at the same rate, with goals as far ahead.",
             method=Score(beso, success),
             baseline=Score(arm(GCBCChunksConfig, env, size, "GCBC", **one), success),
             test=Above(0),
