@@ -184,7 +184,8 @@ def test_the_autoencoder_is_frozen_after_its_share_of_the_updates():
 
     for step in range(1, 5):
         before, planner = coder(), agent.planner.head.weight.detach().clone()
-        learner.step(step, batch)
+        metrics = learner.step(step, batch)
+        assert ("loss/autoencoder" in metrics) == (step <= 2)
         same = [torch.equal(a, b) for a, b in zip(before, coder(), strict=True)]
         assert all(same) if step > 2 else not any(same)
         assert not torch.equal(planner, agent.planner.head.weight)

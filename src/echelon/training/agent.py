@@ -51,7 +51,8 @@ class Polyak:
 class Update:
     """One optimiser step: `loss(batch) -> (scalar, metrics)` on the parameters of `modules`.
 
-    It runs at every `every`-th training step, `repeat` times. `targets` move between the gradient and the step.
+    It runs at every `every`-th training step, `repeat` times, up to the step `until` (None: always). `targets` move
+    between the gradient and the step.
     `schedule` maps a training step (from 1) to the factor of `lr` there; None: 1 always.
     `clip_norm` is the largest norm of the gradient, of all parameters together: a longer one is scaled down to it.
     """
@@ -65,6 +66,7 @@ class Update:
     repeat: int = 1
     schedule: Callable[[int], float] | None = None
     clip_norm: float | None = None
+    until: int | None = None
 
 
 class LearningAgent(nn.Module, Trainable, ABC):
@@ -132,7 +134,7 @@ class Learner:
         with torch.no_grad():
             batch = self.agent.prepare(batch)
         for update in self.updates:
-            if step % update.every:
+            if step % update.every or (update.until is not None and step > update.until):
                 continue
             optimizer = self.optimizers[update.name]
             if update.schedule is not None:

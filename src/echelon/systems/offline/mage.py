@@ -37,7 +37,7 @@ from echelon.losses.value import expectile_loss
 from echelon.nets.mlp import MLP
 from echelon.nets.ranges import Range
 from echelon.nets.transformer import Transformer, block_causal_mask, init_normal_
-from echelon.nets.vq import ScaleVQ, fine
+from echelon.nets.vq import Quantised, ScaleVQ, fine
 from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
 from echelon.training.drawing import DrawingAgent
@@ -247,8 +247,6 @@ class MAGE(DrawingAgent):
     """A quantising autoencoder of trajectories, a planner of its codes, inverse dynamics, and the return to ask for."""
 
     Config = MAGEConfig
-    done: Tensor
-    """How many updates there were."""
 
     def __init__(self, config: MAGEConfig, spec: DataSpec):
         super().__init__()
@@ -262,13 +260,13 @@ class MAGE(DrawingAgent):
         self.adapter = TimeConv([channels + 1 + state, hidden[-1], channels])
         self.inverse = MLP([config.horizon * channels, *config.inverse_hidden, spec.action_dim])
         self.aim = MLP([2 * state, *config.aim_hidden, 1])
-        self.register_buffer("done", torch.zeros(()))
+        self.quantised: Quantised | None = None  # in this step, for the codes
         self.generator = torch.Generator().manual_seed(config.seed)
 
     # --- learning
 
     def prepare(self, batch: Batch) -> Batch:
-        """Scaled `trajectories` [B, T, 1 + O] that stay at their goals, `goals` [B, O], `gumbel`; the codes move."""
+        """Scaled `trajectories` [B, T, 1 + O] that stay at their goals, `goals` [B, O], `gumbel`."""
         check_windows(batch)
         c, states, until = self.config, batch["observations"], batch["until"]
         self.states.update(states.flatten(0, 1))
@@ -276,8 +274,6 @@ class MAGE(DrawingAgent):
         there = (until[:, None] <= c.stride * torch.arange(c.horizon, device=until.device))[..., None]
         scaled = self.states(torch.where(there, batch["goals"], states))
         trajectories = torch.cat([2 * returns[..., None] - 1, scaled], -1)
-        if int(self.done) < self._coded():
-            self.vq.learn(self.vq.encode(self.encoder(trajectories)), self.generator)
         gumbel = gumbel_noise((len(states), sum(c.scales), c.codes), self.generator, states)
         made = {"trajectories": trajectories, "goals": self.states(batch["goals"][:, 0]), "gumbel": gumbel}
         return {"actions": batch["actions"][:, 0], **made}
@@ -285,7 +281,7 @@ class MAGE(DrawingAgent):
     def autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error of what the codes decode to, and the encoder's distance to them."""
         f = self.encoder(batch["trajectories"])
-        quantised = self.vq.encode(f)
+        quantised = self.quantised = self.vq.encode(f)
         error = (self.decoder(self.vq.straight_through(f, quantised)) - batch["trajectories"]).square().mean()
         commitment = self.vq.commitment(f, quantised)
         used = {f"codes/used_{k}": x for k, x in enumerate(self.vq.usage(quantised.codes), 1)}
@@ -320,21 +316,20 @@ class MAGE(DrawingAgent):
         lr = self.config.lr
         coders, planners = (self.encoder, self.decoder), (self.planner, self.adapter, self.inverse)
         return (
-            Update("autoencoder", self.autoencoder_loss, coders, lr, schedule=self.coding_rate),
+            Update("autoencoder", self.autoencoder_loss, coders, lr, until=self.coded()),
             Update("planner", self.planner_loss, planners, lr),
             Update("aim", self.aim_loss, (self.aim,), lr),
         )
 
-    def coding_rate(self, step: int) -> float:
-        """The factor of the autoencoder's learning rate at `step` (from 1): 1, and 0 once it is frozen."""
-        return float(step <= self._coded())
-
-    def _coded(self) -> int:
+    def coded(self) -> int:
+        """The last update in which autoencoder and codes move."""
         return math.ceil(self.config.coding * self.config.updates)
 
     def commit(self, aux: Metrics) -> None:
-        """Count the update."""
-        self.done += 1
+        """The codes move to what the autoencoder's update quantised, if there was one."""
+        if self.quantised is not None:
+            self.vq.learn(self.quantised, self.generator)
+            self.quantised = None
 
     # --- acting
 
