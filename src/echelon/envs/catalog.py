@@ -5,13 +5,14 @@ the type before the version: `pointmaze-large-stitch-v0` was collected in `point
 episodes than the full set is a data set of its own, called `NAME@EPISODES`.
 The Fetch sets are echelon's own (sizes after arXiv 2311.02013): `fetchreach-mixed-v0` was collected in FetchReach-v4, a
 tenth of it by an expert; `fetchreach-mixed2.5-v0` has 2.5 % of the expert's episodes, the random set none.
-`scene-told-v0` is echelon's own, too, with a test environment of its own in OGBench's scene.
+`scene-told-v0` and `scene-orders-v0` are echelon's own, too, with test environments of their own in OGBench's scene.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from echelon.errors import UsageError, unknown
 
@@ -30,6 +31,8 @@ class EnvInfo:
     """Names of the test tasks; task ids count from 1."""
     simulator: str = ""
     """Name of the simulator where it is not `name`: an environment of echelon's own, in another's."""
+    measures: tuple[str, ...] = ()
+    """What it says of an episode beside success, in its infos; evaluations record the last value of each."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class DataInfo:
     name: str
     env: EnvInfo
     kind: str
-    """How it was collected: navigate, stitch, explore, play, noisy or told; random, mixed or expert."""
+    """How it was collected: navigate, stitch, explore, play, noisy, told or orders; random, mixed or expert."""
     episodes: int
     length: int
-    """Transitions of each episode."""
+    """Transitions of each episode; of `scene-orders-v0`, the most that one may have."""
     full_episodes: int
     """Episodes of the whole set of this recipe; above `episodes` when fewer were asked for."""
     regenerable: bool
@@ -87,6 +90,8 @@ def _environments() -> dict[str, EnvInfo]:
     found += [EnvInfo("scene-v0", "scene", 40, 5, 750, in_scene)]
     asked = _numbered(" ".join(sentence.replace(" ", "_") for sentence in SCENE_INSTRUCTIONS))
     found += [EnvInfo("scene-told-v0", "told", 40, 5, 150, asked, "scene-v0")]
+    orders = _numbered(" ".join("_".join(order) for order in permutations(SCENE_SUBTASKS)))
+    found += [EnvInfo("scene-orders-v0", "orders", 40, 5, 300, orders, "scene-v0", ("completion",))]
     boards = (("3x3", 55, 500), ("4x4", 83, 500), ("4x5", 99, 1000), ("4x6", 115, 1000))
     found += [EnvInfo(f"puzzle-{board}-v0", "puzzle", dim, 5, limit) for board, dim, limit in boards]
     found += [EnvInfo("FetchReach-v4", "fetch", 10, 4, 50), EnvInfo("FetchPush-v4", "fetch", 25, 4, 50)]
@@ -116,6 +121,9 @@ def _datasets() -> dict[str, DataInfo]:
         scripted = env.family in ("pointmaze", "cube", "scene", "puzzle")
         found[f"{stem}-v0"] = DataInfo(f"{stem}-v0", env, kind, episodes, length, episodes, scripted)
     found["scene-told-v0"] = DataInfo("scene-told-v0", ENVIRONMENTS["scene-told-v0"], "told", 1000, 500, 1000, True)
+    found["scene-orders-v0"] = DataInfo(
+        "scene-orders-v0", ENVIRONMENTS["scene-orders-v0"], "orders", 240, 200, 240, True
+    )
     for place, name in FETCH.items():
         for kind, experts in SHARES.items():
             stem = f"{place}-{kind}-v0"
@@ -137,7 +145,9 @@ SCENE_INSTRUCTIONS = (
 
 The right button locks and unlocks the drawer, the left one the window.
 """
-HOME_MADE = ("fetch", "told")
+SCENE_SUBTASKS = ("drawer", "window", "left", "right")
+"""What is done in each of the 24 orders of `scene-orders-v0`: drawer and window are opened, the buttons pressed."""
+HOME_MADE = ("fetch", "told", "orders")
 """Families of environments and data sets that nobody else has published."""
 FETCH = {"fetchreach": "FetchReach-v4", "fetchpush": "FetchPush-v4"}
 SHARES = {"random": 0.0, "mixed": 0.1, "expert": 1.0}

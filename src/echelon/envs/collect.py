@@ -110,10 +110,18 @@ def _assemble(folder: Path, info: DataInfo, seed: int, split: str, files: list[P
         "split": split,
         "full_episodes": info.full_episodes,
     }
-    episodes = info.episodes if split == "train" else info.validation_episodes
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # a killed process's draft; the lock is ours
         shutil.rmtree(stale, ignore_errors=True)
-    write_store(folder, _pieces(files), episodes * (info.length + 1), facts, folder.name)
+    write_store(folder, _pieces(files), _rows(files), facts, folder.name)
+
+
+def _rows(files: list[Path]) -> int:
+    """Rows of all shards."""
+    found = 0
+    for file in files:
+        with np.load(file, allow_pickle=False) as shard:
+            found += len(shard["terminals"])
+    return found
 
 
 def _pieces(files: list[Path]) -> Iterator[dict[str, np.ndarray]]:

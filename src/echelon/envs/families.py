@@ -46,6 +46,10 @@ def recipe(info: DataInfo) -> dict[str, Any]:
         from echelon.envs.told import RECIPE as TOLD
 
         return dict(TOLD)
+    if info.env.family == "orders":
+        from echelon.envs.orders import RECIPE as ORDERS
+
+        return dict(ORDERS)
     from echelon.envs.manipulation import RECIPE as MANIPULATION
 
     return dict(MANIPULATION)
@@ -68,6 +72,10 @@ def collector(info: DataInfo) -> Collector:
         from echelon.envs.told import ToldCollector
 
         return ToldCollector(info)
+    if info.env.family == "orders":
+        from echelon.envs.orders import OrdersCollector
+
+        return OrdersCollector(info)
     from echelon.envs.manipulation import ManipulationCollector
 
     return ManipulationCollector(info)

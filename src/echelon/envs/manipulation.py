@@ -42,7 +42,7 @@ class ManipulationCollector:
         self.stacking = STACKING.get(info.name.split("-")[1], OTHER_STACKING)
         self.env = build(info.env, collecting=True)
         self.env.reset(seed=0)
-        self.oracles = _oracles(self.env, self.family, self.noisy)
+        self.oracles = oracles_of(self.env, self.family, self.noisy)
 
     def close(self) -> None:
         """Release the simulator."""
@@ -116,7 +116,8 @@ def visible(block: np.ndarray) -> bool:
     return not lost.any()
 
 
-def _oracles(env: Any, family: str, noisy: bool) -> dict[str, Any]:
+def oracles_of(env: Any, family: str, noisy: bool) -> dict[str, Any]:
+    """The package's scripted oracles for `env`, by what they pursue; closed-loop ones for `noisy` data."""
     if noisy:
         from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 

@@ -146,6 +146,10 @@ def make_env(name: str) -> GoalEnv:
         from echelon.envs.told import ToldEnv
 
         return ToldEnv(facts)
+    if facts.family == "orders":
+        from echelon.envs.orders import OrdersEnv
+
+        return OrdersEnv(facts)
     return GoalEnv(facts)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from echelon.envs.catalog import SCENE_INSTRUCTIONS, EnvInfo
+from echelon.envs.catalog import EnvInfo
 from echelon.envs.manipulation import ManipulationCollector
 from echelon.envs.ogbench import GoalEnv, Observation
 
@@ -132,15 +132,21 @@ def layouts(instruction: int, rng: np.random.Generator) -> tuple[dict[str, Any],
     return start, goal
 
 
-class ToldEnv(GoalEnv):
-    """A test environment that asks in words; see the module's docstring."""
+class AskingEnv(GoalEnv):
+    """A test environment in the scene whose observations tell under the name `shown` which task it is, one-hot."""
+
+    shown: str
 
     def __init__(self, facts: EnvInfo):
         super().__init__(facts)
-        one_hot = Box(0.0, 1.0, (len(SCENE_INSTRUCTIONS),), np.float32)
-        self.observation_space = Dict({**self.observation_space.spaces, "instruction": one_hot})
+        one_hot = Box(0.0, 1.0, (len(facts.tasks),), np.float32)
+        self.observation_space = Dict({**self.observation_space.spaces, self.shown: one_hot})
         self._asked = 0
         self._start: dict[str, Any] = {}
+
+    def layouts(self, asked: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start and goal of an episode in which the task of that number, from 0, is asked for."""
+        raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -151,19 +157,29 @@ class ToldEnv(GoalEnv):
         if task is None:
             task = int(self.np_random.integers(1, len(self.facts.tasks) + 1))
         self._check_task(task)
-        start, goal = layouts(task - 1, self.np_random)
+        start, goal = self.layouts(task - 1)
         asked = {"task_info": {"task_name": self.facts.tasks[task - 1], "init": start, "goal": goal}}
         seen, self._start = self.simulator.reset(seed=int(self.np_random.integers(2**31)), options=asked)
         self._goal = np.asarray(self._start["goal"], np.float32)
         self._asked, self._steps = task - 1, 0
+        self._begun()
         return self._seen(seen), {"task_id": task, "task": self.facts.tasks[task - 1]}
+
+    def _begun(self) -> None:
+        """An episode has begun."""
+
+    def _seen(self, observation: np.ndarray) -> Observation:
+        return {**super()._seen(observation), self.shown: np.eye(len(self.facts.tasks), dtype=np.float32)[self._asked]}
+
+
+class ToldEnv(AskingEnv):
+    """A test environment that asks in words; see the module's docstring."""
+
+    shown = "instruction"
+
+    def layouts(self, asked: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        return layouts(asked, self.np_random)
 
     def _judged(self, terminated: bool, told: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         success = followed(self._asked, self._start, told)
         return success, {"success": success}
-
-    def _seen(self, observation: np.ndarray) -> Observation:
-        return {
-            **super()._seen(observation),
-            "instruction": np.eye(len(SCENE_INSTRUCTIONS), dtype=np.float32)[self._asked],
-        }

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict
 
-from echelon.envs.ogbench import make_env, tasks
+from echelon.envs.catalog import environment
+from echelon.envs.ogbench import make_env
 from echelon.errors import UsageError
 from echelon.hierarchy.runner import Reset, Runner
 from echelon.hierarchy.world import from_gym
@@ -66,7 +67,8 @@ class Evaluator:
 
     def __init__(self, env: str, episodes: int, seed: int, slots: int = 25, goal_dim: int | None = None):
         self.env, self.episodes, self.seed = env, episodes, seed
-        self.tasks = range(1, len(tasks(env)) + 1)
+        self.facts = environment(env)
+        self.tasks = range(1, len(self.facts.tasks) + 1)
         envs = [make_env(env) for _ in range(min(slots, episodes * len(self.tasks)))]
         self.world = from_gym(envs if goal_dim is None else [GoalApart(each, goal_dim) for each in envs])
 
@@ -80,7 +82,8 @@ class Evaluator:
         ]
         agent.eval()
         device = next(agent.parameters()).device
-        rollout = Runner(agent.levels(), self.world, device=device, info_labels=("success",)).episodes(resets)
+        told = ("success", *self.facts.measures)
+        rollout = Runner(agent.levels(), self.world, device=device, info_labels=told).episodes(resets)
         agent.train()
         task = torch.as_tensor(rollout.streams.labels["task"])
         success = torch.as_tensor(rollout.streams.labels["success"]).float()
@@ -89,10 +92,16 @@ class Evaluator:
             "step": step,
             "success": round(float(success.double().mean()), 6),
             "tasks": outcomes,
+            **{name: self._by_task(rollout, name) for name in self.facts.measures},
             "seconds": round(time.monotonic() - started, 2),
             "load": round(os.getloadavg()[0], 2),
         }
         return Evaluation(row, rollout)
+
+    def _by_task(self, rollout: Rollout, name: str) -> dict[str, list[float]]:
+        """What the world told of each episode under `name`, by task."""
+        task, told = (np.asarray(rollout.streams.labels[label]) for label in ("task", name))
+        return {f"task{t}": told[task == t].astype(float).round(6).tolist() for t in self.tasks}
 
 
 def means(row: Mapping[str, Any]) -> dict[str, float]:
