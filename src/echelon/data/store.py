@@ -207,7 +207,8 @@ def write_store(path: Path, parts: Iterable[Columns], rows: int, facts: Mapping[
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the contents of a data set depend on, where installed."""
     found = {"python": platform.python_version()}
-    for package in ("echelon", "numpy", "gymnasium", "ogbench", "mujoco", "dm_control", "gymnasium-robotics"):
+    simulators = ("ogbench", "mujoco", "dm_control", "gymnasium-robotics", "metaworld")
+    for package in ("echelon", "numpy", "gymnasium", *simulators):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

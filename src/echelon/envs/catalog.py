@@ -5,6 +5,7 @@ the type before the version: `pointmaze-large-stitch-v0` was collected in `point
 episodes than the full set is a data set of its own, called `NAME@EPISODES`.
 The Fetch sets are echelon's own (sizes after arXiv 2311.02013): `fetchreach-mixed-v0` was collected in FetchReach-v4, a
 tenth of it by an expert; `fetchreach-mixed2.5-v0` has 2.5 % of the expert's episodes, the random set none.
+The metaworld sets, one with good experts and one of which half are bad, were collected in `metaworld-tracking-v0`.
 `scene-told-v0` and `scene-orders-v0` are echelon's own, too, with test environments of their own in OGBench's scene.
 """
 
@@ -51,7 +52,7 @@ class DataInfo:
     regenerable: bool
     """Whether the recipe needs nothing but the packages (no trained expert)."""
     experts: float = 0.0
-    """Share of the episodes that a scripted expert collects, where the others are random."""
+    """Share of the episodes that a scripted expert collects, where the others are random; or else of good experts."""
 
     @property
     def published(self) -> bool:
@@ -95,6 +96,7 @@ def _environments() -> dict[str, EnvInfo]:
     boards = (("3x3", 55, 500), ("4x4", 83, 500), ("4x5", 99, 1000), ("4x6", 115, 1000))
     found += [EnvInfo(f"puzzle-{board}-v0", "puzzle", dim, 5, limit) for board, dim, limit in boards]
     found += [EnvInfo("FetchReach-v4", "fetch", 10, 4, 50), EnvInfo("FetchPush-v4", "fetch", 25, 4, 50)]
+    found += [EnvInfo("metaworld-tracking-v0", "metaworld", 11, 4, 150, _numbered(" ".join(METAWORLD_TASKS)))]
     return {env.name: env for env in found}
 
 
@@ -124,6 +126,9 @@ def _datasets() -> dict[str, DataInfo]:
     found["scene-orders-v0"] = DataInfo(
         "scene-orders-v0", ENVIRONMENTS["scene-orders-v0"], "orders", 240, 200, 240, True
     )
+    tracked = ENVIRONMENTS["metaworld-tracking-v0"]
+    for stem, good in (("metaworld-experts-v0", 1.0), ("metaworld-corrupted-v0", 0.5)):
+        found[stem] = DataInfo(stem, tracked, "expert" if good == 1 else "mixed", 240, 120, 240, True, good)
     for place, name in FETCH.items():
         for kind, experts in SHARES.items():
             stem = f"{place}-{kind}-v0"
@@ -147,8 +152,10 @@ The right button locks and unlocks the drawer, the left one the window.
 """
 SCENE_SUBTASKS = ("drawer", "window", "left", "right")
 """What is done in each of the 24 orders of `scene-orders-v0`: drawer and window are opened, the buttons pressed."""
-HOME_MADE = ("fetch", "told", "orders")
+HOME_MADE = ("fetch", "told", "orders", "metaworld")
 """Families of environments and data sets that nobody else has published."""
+METAWORLD_TASKS = ("reach", "push", "drawer-open", "button-press", "pick-place", "window-open")
+"""Tasks of metaworld whose experts are in the sets and the tracking environment, in the order of their numbers."""
 FETCH = {"fetchreach": "FetchReach-v4", "fetchpush": "FetchPush-v4"}
 SHARES = {"random": 0.0, "mixed": 0.1, "expert": 1.0}
 """Expert's share in the Fetch sets with a name of their own."""

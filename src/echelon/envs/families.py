@@ -50,6 +50,10 @@ def recipe(info: DataInfo) -> dict[str, Any]:
         from echelon.envs.orders import RECIPE as ORDERS
 
         return dict(ORDERS)
+    if info.env.family == "metaworld":
+        from echelon.envs.metaworld import RECIPE as METAWORLD
+
+        return {**METAWORLD, "experts": info.experts}
     from echelon.envs.manipulation import RECIPE as MANIPULATION
 
     return dict(MANIPULATION)
@@ -76,6 +80,10 @@ def collector(info: DataInfo) -> Collector:
         from echelon.envs.orders import OrdersCollector
 
         return OrdersCollector(info)
+    if info.env.family == "metaworld":
+        from echelon.envs.metaworld import ClipCollector
+
+        return ClipCollector(info)
     from echelon.envs.manipulation import ManipulationCollector
 
     return ManipulationCollector(info)

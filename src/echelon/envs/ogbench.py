@@ -150,6 +150,10 @@ def make_env(name: str) -> GoalEnv:
         from echelon.envs.orders import OrdersEnv
 
         return OrdersEnv(facts)
+    if facts.family == "metaworld":
+        from echelon.envs.metaworld import TrackingEnv
+
+        return TrackingEnv(facts)
     return GoalEnv(facts)
 
 

@@ -1,14 +1,14 @@
 """The state of gymnasium environments as plain data, to go on from in the middle of an episode.
 
 Known: MuJoCo worlds of gymnasium (the whole integration state of the simulator), the mazes, the Fetch tasks and the
-kitchen of gymnasium-robotics, MiniGrid, classic control, wrappers that count steps. What is not known cannot be
-restored, and `state_of` says so by None: a run then goes on at an episode's start.
+kitchen of gymnasium-robotics, MiniGrid, classic control, worlds that tell their state themselves, wrappers that count
+steps. What is not known cannot be restored, and `state_of` says so by None: a run then goes on at an episode's start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -62,10 +62,12 @@ def set_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
     base = env.unwrapped
     if type(base).__name__ != state["class"]:
         raise DataError(f"the state is one of {state['class']}, the environment a {type(base).__name__}")
-    if _is_robotics(base):
+    if _tells(base):
+        base.load_state_dict(state["inner"])
+    elif _is_robotics(base):
         _set_robot(base, state["inner"])
     elif _is_mujoco(base):
-        _set_simulator(base, state["inner"])
+        set_simulator_state(base, state["inner"])
     elif is_level(base):
         set_level(base, state["inner"])
     else:
@@ -85,10 +87,12 @@ def _wrappers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]
 
 def _inner(base: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     """What is inside of all wrappers."""
+    if _tells(base):
+        return base.state_dict()
     if _is_robotics(base):
         return _robot(base)
     if _is_mujoco(base):
-        return _simulator(base)
+        return simulator_state(base)
     return level_state(base) if is_level(base) else _remembered(base)
 
 
@@ -108,6 +112,10 @@ def _kept(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _tells(base: gymnasium.Env[Any, Any]) -> TypeGuard[Any]:
+    return hasattr(base, "state_dict") and hasattr(base, "load_state_dict")
+
+
 def _is_mujoco(base: gymnasium.Env[Any, Any]) -> bool:
     return type(base).__module__.startswith("gymnasium.envs.mujoco") and hasattr(base, "data")
 
@@ -122,7 +130,7 @@ def _robot(base: Any) -> dict[str, Any]:
     inside, remembers = BODIES.get(name, ("", ()))
     body = getattr(base, inside, None)
     return {
-        "simulator": _simulator(base),
+        "simulator": simulator_state(base),
         "remembered": {name: _kept(getattr(base, name)) for name in ROBOTICS[name]},
         "body": {name: _kept(getattr(body, name)) for name in remembers},
         "random": None if body is None else _plain(body.np_random.bit_generator.state),
@@ -135,14 +143,15 @@ def _set_robot(base: Any, state: dict[str, Any]) -> None:
         for name, value in kept.items():
             array = isinstance(value, torch.Tensor)
             setattr(owner, name, value.numpy().copy() if array else type(getattr(owner, name))(value))
-    _set_simulator(base, state["simulator"])
+    set_simulator_state(base, state["simulator"])
     if body is not None:
         body.np_random.bit_generator.state = state["random"]
     if hasattr(base, "update_target_site_pos"):
         base.update_target_site_pos()  # what a picture shows
 
 
-def _simulator(base: Any) -> dict[str, Any]:
+def simulator_state(base: Any) -> dict[str, Any]:
+    """Where a MuJoCo world stands: its integration state, and what observations and rewards read of the step before."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -154,7 +163,8 @@ def _simulator(base: Any) -> dict[str, Any]:
                          "site_xpos", "geom_xpos", "geom_xmat", "ximat", "xquat")}}  # fmt: skip
 
 
-def _set_simulator(base: Any, state: dict[str, Any]) -> None:
+def set_simulator_state(base: Any, state: dict[str, Any]) -> None:
+    """Bring a MuJoCo world to what `simulator_state` told."""
     import mujoco
 
     full = state["integration"].numpy().copy()

@@ -85,10 +85,15 @@ class OfflineRun(Trainer):
     @classmethod
     def build(cls, system: type[Agent], config: Config, directory: Path, runtime: Runtime, inputs: Store) -> OfflineRun:
         """A run at step 0."""
-        source = OfflineSource(inputs, config.goals(), config.batch_size, config.seed, runtime.device)
+        source = cls.batches(config, inputs, runtime)
         agent = build_agent(system, config, DataSpec(**cls.facts(inputs)["spec"]))
         evaluator = Evaluator(config.env, config.eval_episodes, config.seed, goal_dim=agent.goal_dim)
         return cls(directory, config, agent.to(runtime.device), source, runtime, evaluator)
+
+    @classmethod
+    def batches(cls, config: Any, inputs: Store, runtime: Runtime) -> OfflineSource:
+        """What the run learns from."""
+        return OfflineSource(inputs, config.goals(), config.batch_size, config.seed, runtime.device)
 
     @classmethod
     def load(cls, system: type[Agent], config: Config, spec: Mapping[str, Any], found: checkpoint.Checkpoint) -> Agent:

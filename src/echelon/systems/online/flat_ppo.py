@@ -45,6 +45,8 @@ class FlatPPO(OnlineAgent):
     """A policy and a value."""
 
     config: Config
+    level: ClassVar[str] = "action"
+    """Name of the level that the policy is."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OnlineConfig):
@@ -130,7 +132,7 @@ class FlatPPO(OnlineAgent):
     def levels(self, explore: bool) -> tuple[Level, ...]:
         c, critic = self.config, self.critic if explore else None
         state = self.state if c.critic_only else None
-        return (ActorLevel(self.read, self.actor, explore, critic, critic_reader=state, channels=c.channels),)
+        return (ActorLevel(self.read, self.actor, explore, critic, self.level, state, c.channels),)
 
     def learn(self, rollout: Rollout) -> Iterator[Batch]:
         """Advantages of all steps, then minibatches of them, epoch after epoch."""
@@ -139,9 +141,9 @@ class FlatPPO(OnlineAgent):
 
     def credited(self, rollout: Rollout) -> Batch:
         """The rollout's steps with their advantages and the targets of the value."""
-        c, d = self.config, rollout.decisions["action"]
+        c, d = self.config, rollout.decisions[self.level]
         final = self.critic(self.state(rollout.streams.final_observation))
-        values = torch.stack([by_item(rollout, "action", value) for value in d.values.values()], -1)
+        values = torch.stack([by_item(rollout, self.level, value) for value in d.values.values()], -1)
         if c.channels:
             advantage, target = channel_advantages(rollout, values, final, c.weights, c.gamma, c.lam)
         else:
@@ -149,8 +151,8 @@ class FlatPPO(OnlineAgent):
         seen = observed(rollout)
         batch = {
             "features": self.read(seen),
-            "action": rollout.proposed,
-            "log_prob": by_item(rollout, "action", d.log_prob),
+            "action": by_item(rollout, self.level, d.action),
+            "log_prob": by_item(rollout, self.level, d.log_prob),
             "advantage": advantage,
             "target": target,
         }
@@ -164,7 +166,7 @@ class FlatPPO(OnlineAgent):
         if c.channels:
             return {}
         value, after = (self.critic(self.state(seen))[:, 0] for seen in (observed(rollout), streams.final_observation))
-        return {"action": Appraisal(value[rollout.decisions["action"].start], after, c.gamma, c.lam)}
+        return {self.level: Appraisal(value[rollout.decisions[self.level].start], after, c.gamma, c.lam)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Clipped surrogate, squared error of the value (the sum over channels), entropy."""

@@ -58,7 +58,7 @@ class StagedRun(OnlineRun):
         found = super().result()
         files = sorted((self.directory / "stages").glob("*/result.json"))
         before = {file.parent.name: json.loads(file.read_text()) for file in files}
-        steps = sum(result["environment_steps"] for result in before.values())
+        steps = sum(result.get("environment_steps", 0) for result in before.values())
         return {**found, "environment_steps": found["environment_steps"] + steps, "stages": before}
 
     def _stages_done(self) -> bool:

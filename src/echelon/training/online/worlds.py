@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import TimeLimit
 
 from echelon.envs.grids import named_world
 from echelon.envs.joined import Joined, has_inner_dicts
+from echelon.envs.metaworld import LIMIT, TaskEnv
 from echelon.envs.minigrid import Symbolic
 from echelon.envs.spaces import Spaces, spaces_of
 from echelon.errors import MissingExtra, UsageError
@@ -31,6 +34,8 @@ PACKAGES = {
     ),
 }
 """Package -> how names of its environments begin. MiniGrid is seen as vectors, robots' tasks as dicts of goals."""
+METAWORLD = re.compile(r"metaworld-([a-z-]+)-v3")
+"""A task of metaworld, as `envs.metaworld.TaskEnv` has it."""
 EXTRA = "control"
 """The extra with which these packages come."""
 
@@ -48,6 +53,8 @@ def make_env(name: str, limit: int | None = None) -> gymnasium.Env[Any, Any]:
 
     UsageError if there is none of the name or it cannot be built, MissingExtra if its package is not installed.
     """
+    if task := METAWORLD.fullmatch(name):
+        return TimeLimit(TaskEnv(task[1]), LIMIT if limit is None else limit)
     package = next((package for package, begins in PACKAGES.items() if name.startswith(begins)), None)
     if package is not None:
         _register(package, name)
