@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -20,3 +23,17 @@ class DrawingAgent(Agent):
     def set_extra_state(self, state: Tensor) -> None:
         """Continue the draws where `get_extra_state` was taken."""
         self.generator.set_state(state.cpu())
+
+
+@contextlib.contextmanager
+def drawing_from(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within it, dropout on `device` draws from `seed` and leaves the process-wide generators as they were.
+
+    None: nothing draws there, and nothing is done.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

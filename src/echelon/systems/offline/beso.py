@@ -6,8 +6,8 @@ Goals that are left out at random make the same network a policy without goals, 
 Source: arXiv 2304.02532 and its released code (github.com/intuitive-robots/beso).
 Levels: one policy, a decision every step: the latest states and its own actions between them, and the goal, make
 actions of a window, of which the last one is executed; below that, denoising steps.
-Shares the denoiser's loss and samplers (`nets/edm`, `nets/samplers`), the transformer and windows (`data/windows`) with
-other generative policies.
+Shares the denoiser's loss and samplers (`nets/edm`, `nets/samplers`), the transformer, windows (`data/windows`) and the
+memory of its level (`hierarchy/window`) with other generative policies.
 Options: `goal_drop` with `guidance` is the paper's CFG-BESO, without (the default) c-BESO. `past="kept"` leaves the
 actions of the past as they were; released: they begin as they were and are denoised again with the newest.
 `goal_mask="element"` is the released mask of goals: number by number, so that the network hardly ever sees a goal
@@ -22,10 +22,8 @@ weight decay.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
@@ -35,7 +33,8 @@ from torch import Tensor, nn
 
 from echelon.claims import Above, AtLeast, Claim, NotWorse, Score, success
 from echelon.data.windows import Mask, WindowSpec, check_windows
-from echelon.hierarchy.level import Decision, Features, Level
+from echelon.hierarchy.level import Level
+from echelon.hierarchy.window import WindowLevel, newest, to_front
 from echelon.nets.edm import Denoise, edm_loss, preconditioned, truncated_log_logistic
 from echelon.nets.entities import EntityNorm
 from echelon.nets.ranges import Range
@@ -54,7 +53,7 @@ from echelon.nets.samplers import (
 from echelon.nets.transformer import Transformer, causal_mask, init_normal_
 from echelon.training.agent import Batch, DataSpec, Metrics, Update
 from echelon.training.config import Config
-from echelon.training.drawing import DrawingAgent
+from echelon.training.drawing import DrawingAgent, drawing_from
 
 ACT_SEED = 0
 """Seed of the noise of actions where the runner brings no generator: acting depends on the weights alone."""
@@ -192,44 +191,18 @@ class ActionDenoiser(nn.Module):
         return self.head(seen[:, before + 1 :: 2])
 
 
-class WindowLevel(Level):
-    """The states of the last W ticks, its own actions between them, and the goal -> action in [-1, 1].
-
-    Its memory [S, 1 + W O + (W - 1) A]: how many ticks there were, the latest states and actions, the newest last.
-    """
+class DenoiseLevel(WindowLevel):
+    """The latest states, its own actions between them, and the goal -> action in [-1, 1]."""
 
     name = "policy"
 
     def __init__(self, agent: BESO):
+        super().__init__(agent.config.window, agent.sizes, agent.actions.low.device)
         self.agent = agent
         self.generator = torch.Generator().manual_seed(ACT_SEED)
-        self.acted: Tensor | None = None  # [S, A] by the last decision: no part of what a level observes
 
-    def start(self, streams: int) -> Tensor:
-        agent, w = self.agent, self.agent.config.window
-        return torch.zeros(streams, 1 + w * agent.sizes[0] + (w - 1) * agent.sizes[1], device=agent.actions.low.device)
-
-    def observe(self, obs: dict[str, Tensor], memory: Tensor | None) -> tuple[Features, Tensor | None]:
-        assert memory is not None
-        state, w, (o, a) = obs["observation"], self.agent.config.window, self.agent.sizes
-        if state.shape[-1] != o:
-            raise ValueError(f"sizes differ: observations have {state.shape[-1]} numbers, the policy's {o}")
-        count, states, past = memory.split([1, w * o, (w - 1) * a], 1)
-        if self.acted is not None:  # in an episode's first tick it is put where nobody looks
-            past = torch.cat([past, self.acted], 1)[:, a:]
-        states, count = torch.cat([states, state], 1)[:, o:], count + 1
-        seen = {"states": states.unflatten(1, (w, o)), "past": past.unflatten(1, (w - 1, a)), "count": count[:, 0]}
-        return {**seen, "goal": obs["goal"]}, torch.cat([count, states, past], 1)
-
-    def decide(self, features: Mapping[str, Tensor], parent: Tensor | None, due: Tensor) -> Decision:
-        goal = (features["goal"] if parent is None else parent)[:, None]
-        steps = features["count"].clamp(max=self.agent.config.window).long()
-        noise = unit_noise(self.generator, shared=True)
-        action = self.agent.sample(features["states"], features["past"], steps, goal, noise)
-        acted = action.new_zeros(len(due), action.shape[1]) if self.acted is None else self.acted.clone()
-        acted[due] = action
-        self.acted = acted
-        return Decision(action)
+    def act(self, states: Tensor, past: Tensor, steps: Tensor, goal: Tensor) -> Tensor:
+        return self.agent.sample(states, past, steps, goal[:, None], unit_noise(self.generator, shared=True))
 
 
 class BESO(DrawingAgent):
@@ -248,7 +221,7 @@ class BESO(DrawingAgent):
         self.average.eval()
         self.register_buffer("averaged", torch.zeros(()))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.left_out = 0  # seed of what dropout leaves out in this update
+        self.left_out: int | None = None  # seed of what dropout leaves out in this update, if it does
 
     # --- learning
 
@@ -261,7 +234,8 @@ class BESO(DrawingAgent):
         u = torch.rand(len(states), generator=self.generator, dtype=torch.float64)
         sigma = truncated_log_logistic(u, c.train_sigma_min, c.train_sigma_max, math.log(c.data_std), 0.5)
         noise = torch.randn(actions.shape, generator=self.generator)
-        self.left_out = int(torch.randint(2**31 - 1, (), generator=self.generator))
+        if max(c.dropout, c.attention_dropout) > 0:
+            self.left_out = int(torch.randint(2**31 - 1, (), generator=self.generator))
         scaled = {"observations": self.states(states), "goals": self.states(batch["goals"]) * batch["kept"]}
         made = {"actions": self.actions(actions), "sigma": sigma.to(actions), "noise": noise.to(actions)}
         return batch | scaled | made
@@ -269,7 +243,7 @@ class BESO(DrawingAgent):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean over real steps of (F - (a - c_skip x) / c_out)^2, x = a + sigma noise, one level for a window."""
         network = partial(self.network, states=batch["observations"], goals=batch["goals"])
-        with self._dropout(batch["actions"].device):
+        with drawing_from(self.left_out, batch["actions"].device):
             loss = edm_loss(
                 network,
                 batch["actions"],
@@ -279,16 +253,6 @@ class BESO(DrawingAgent):
                 batch["real"][..., None],
             )
         return loss, {"denoiser/real": batch["real"].float().mean()}
-
-    @contextlib.contextmanager
-    def _dropout(self, device: torch.device) -> Iterator[None]:
-        """Within it, dropout draws from `left_out` and leaves the process-wide generators as they were."""
-        if self.config.dropout == self.config.attention_dropout == 0:
-            yield
-            return
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.left_out)
-            yield
 
     def updates(self) -> tuple[Update, ...]:
         return (Update("denoiser", self.loss, (self.network,), self.config.lr, schedule=self.decayed),)
@@ -321,16 +285,14 @@ class BESO(DrawingAgent):
         `steps` int64[B]: how many of the states are real, at the end. `goals` [B, G or 1, O]. Nothing here is scaled.
         """
         c, window = self.config, states.shape[1]
-        # real steps to the front: places count from an episode's first step, and no token sees what lies behind it
-        order = (torch.arange(window, device=steps.device) + (window - steps)[:, None]).clamp(max=window - 1)
-        row, newest = torch.arange(len(steps), device=steps.device)[:, None], (steps - 1)[:, None]
-        states = self.states(states)[row, order]
-        clean = torch.cat([self.actions(past), past.new_zeros(len(past), 1, self.sizes[1])], 1)[row, order]
-        before = (torch.arange(window, device=steps.device) < newest)[..., None]
+        states = to_front(self.states(states), steps)
+        clean = torch.cat([self.actions(past), past.new_zeros(len(past), 1, self.sizes[1])], 1)
+        clean = to_front(clean, steps)
+        before = (torch.arange(window, device=steps.device) < (steps - 1)[:, None])[..., None]
         goals = self.states(goals).expand(-1, c.goal_frames, -1)
         start = torch.where(before, clean, c.levels()[0] * noise(clean))
         pinned = Pinned(before, clean) if c.past == "kept" else None
-        found = self._run(self._denoiser(states, goals), start, noise, pinned)[row, newest][:, 0]
+        found = newest(self._run(self._denoiser(states, goals), start, noise, pinned), steps)
         return self.actions.action(found)
 
     def _denoiser(self, states: Tensor, goals: Tensor) -> Denoise:
@@ -348,7 +310,7 @@ class BESO(DrawingAgent):
         return (heun if self.config.sampler == "heun" else ddim)(denoise, start, levels, pinned)
 
     def levels(self) -> tuple[Level, ...]:
-        return (WindowLevel(self),)
+        return (DenoiseLevel(self),)
 
 
 def claims(full: bool = False) -> tuple[Claim, ...]:
