@@ -209,9 +209,10 @@ def test_a_step_moves_value_policy_critics_and_targets_in_that_order():
 
 
 def test_the_policy_s_rate_ends_at_0():
-    agent = agent_of(updates=100)
-    assert agent.cosine(1) == 1 and agent.cosine(51) == pytest.approx(0.5)
-    assert agent.cosine(101) == pytest.approx(0) and 0 < agent.cosine(100) < 1e-3
+    actor = next(update for update in agent_of(updates=100).updates() if update.name == "actor")
+    rate = actor.schedule
+    assert rate(1) == 1 and rate(51) == pytest.approx(0.5)
+    assert rate(101) == pytest.approx(0) and 0 < rate(100) < 1e-3
 
 
 def test_entering_rows_reach_neither_value_nor_policy():

@@ -6,6 +6,7 @@ optimiser), then `commit`. A later update sees the weights that an earlier one m
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class Update:
     schedule: Callable[[int], float] | None = None
     clip_norm: float | None = None
     until: int | None = None
+
+
+def half_cosine(updates: int) -> Callable[[int], float]:
+    """A schedule that falls from 1 at the first of `updates` steps to 0 after the last, along half a cosine."""
+    return lambda step: 0.5 * (1 + math.cos(math.pi * (step - 1) / updates))
 
 
 class LearningAgent(nn.Module, Trainable, ABC):

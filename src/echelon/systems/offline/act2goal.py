@@ -41,7 +41,7 @@ from echelon.nets.flow import Velocity, flow_loss, flow_sample
 from echelon.nets.ranges import Range
 from echelon.nets.samplers import Noise, unit_noise
 from echelon.nets.transformer import Transformer, init_normal_
-from echelon.training.agent import Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update, half_cosine
 from echelon.training.config import Config
 from echelon.training.drawing import DrawingAgent
 
@@ -63,7 +63,7 @@ class Act2GoalConfig(Config):
     joint_updates: int = 20_000
     """Of these, how many learn frames and actions jointly; the others learn the actions alone."""
     lr: float = 3e-4
-    """Adam's learning rate."""
+    """Adam's learning rate at the first update; it falls to 0 along half a cosine."""
     action_weight: float = 0.1
     """Weight of the actions' loss beside that of the frames (paper)."""
     horizon: int = 200
@@ -275,7 +275,8 @@ class Act2Goal(DrawingAgent):
         return loss, {"flow/frames": world.detach(), "flow/actions": actions.detach()}
 
     def updates(self) -> tuple[Update, ...]:
-        return (Update("flow", self.loss, (self.world, self.expert), self.config.lr),)
+        c = self.config
+        return (Update("flow", self.loss, (self.world, self.expert), c.lr, schedule=half_cosine(c.updates)),)
 
     def commit(self, aux: Metrics) -> None:
         """Count the update."""

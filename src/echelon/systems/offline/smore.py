@@ -48,7 +48,7 @@ from echelon.nets.entities import EntityNorm
 from echelon.nets.goal import GaussianPolicy, GoalValue
 from echelon.nets.mlp import EnsembleMLP
 from echelon.systems.offline.common import GoalLevel
-from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Agent, Batch, DataSpec, Metrics, Update, half_cosine
 from echelon.training.config import Config
 
 Variant = Literal["smore_stable", "smore", "sparse"]
@@ -266,15 +266,11 @@ class SMORe(Agent):
 
     def updates(self) -> tuple[Update, ...]:
         lr = self.config.lr
-        actor = Update("actor", self.actor_loss, (self.actor,), lr, schedule=self.cosine)
+        actor = Update("actor", self.actor_loss, (self.actor,), lr, schedule=half_cosine(self.config.updates))
         if self.clones:
             return (actor,)
         value = Update("value", self.value_loss, (self.value,), lr)
         return value, actor, Update("critic", self.critic_loss, (self.critic,), lr)
-
-    def cosine(self, step: int) -> float:
-        """The factor of the policy's learning rate: from 1 at the first step to 0 after the last."""
-        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.config.updates))
 
     def commit(self, aux: Metrics) -> None:
         """Move the targets towards the critics as they are after their step."""
