@@ -21,6 +21,7 @@ from torch import Tensor
 
 from echelon.data.source import OfflineSource
 from echelon.data.store import Store, write_store
+from echelon.envs.catalog import SCENE_INSTRUCTIONS
 from echelon.training import checkpoint, evaluation, offline
 from echelon.training.agent import Agent, DataSpec, build_agent
 from echelon.training.config import Config
@@ -30,6 +31,8 @@ from echelon.training.offline import OfflineRun
 from echelon.training.runtime import choose
 
 SPEC = DataSpec(observation_dim=3, action_dim=2)
+SENTENCES = len(SCENE_INSTRUCTIONS)
+"""What worlds can ask for in words."""
 SMALL: dict[str, Any] = {
     "updates": 40,
     "batch_size": 8,
@@ -43,16 +46,23 @@ TIMES = {"time_s", "updates_per_s", "seconds", "load", "train_s", "evaluation_s"
 
 
 class TinyWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """A point in the plane, seen with the product of its coordinates; five goals around the start, six steps."""
+    """A point in the plane, seen with the product of its coordinates; five goals around the start, six steps.
 
-    observation_space = Dict({name: Box(-np.inf, np.inf, (3,)) for name in ("observation", "goal")})
+    What it asks for it also says: the first five of SENTENCES sentences.
+    """
+
+    observation_space = Dict(
+        {name: Box(-np.inf, np.inf, (3,)) for name in ("observation", "goal")}
+        | {"instruction": Box(0, 1, (SENTENCES,))}
+    )
     action_space = Box(-1, 1, (2,))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
-        angle = 2 * math.pi * (options or {})["task_id"] / 5
+        task = (options or {})["task_id"]
+        angle, self.asked = 2 * math.pi * task / 5, np.eye(SENTENCES, dtype=np.float32)[task - 1]
         self.place, self.steps = 0.1 * self.np_random.standard_normal(2), 0
         self.goal = 0.25 * np.array([math.cos(angle), math.sin(angle)])
         return self._seen(), {}
@@ -64,17 +74,19 @@ class TinyWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def _seen(self) -> dict[str, np.ndarray]:
         here, there = (np.array([*p, p.prod()], np.float32) for p in (self.place, self.goal))
-        return {"observation": here, "goal": there}
+        return {"observation": here, "goal": there, "instruction": self.asked}
 
 
 def synthetic_store(folder: Path, episodes: int = 6, length: int = 20) -> Store:
-    """Random walks in TinyWorld."""
+    """Random walks in TinyWorld; each episode serves a sentence."""
     draw = np.random.default_rng(7)
     actions = draw.uniform(-1, 1, (episodes, length + 1, 2)).astype(np.float32)
     place = np.concatenate([np.zeros_like(actions[:, :1]), 0.1 * actions[:, :-1]], 1).cumsum(1)
     terminals = np.zeros((episodes, length + 1), bool)
     terminals[:, -1] = True
+    told = np.repeat(np.arange(episodes) % SENTENCES, length + 1).reshape(terminals.shape)
     columns = {"observations": np.concatenate([place, place.prod(-1, keepdims=True)], -1), "actions": actions}
+    columns["instructions"] = told.astype(np.int64)
     rows = {
         name: column.reshape(-1, *column.shape[2:]) for name, column in (columns | {"terminals": terminals}).items()
     }
@@ -113,7 +125,7 @@ def act(agent: Agent, observation: Tensor, goal: Tensor) -> Tensor:
     """What the hierarchy does at the first tick of an episode: [B, A]."""
     action, due = None, torch.ones(len(observation), dtype=torch.bool)
     for level in agent.levels():
-        seen = {"observation": observation, "goal": goal}
+        seen = {"observation": observation, "goal": goal, "instruction": torch.eye(SENTENCES)[[0] * len(goal)]}
         features, _ = level.observe(seen, level.start(len(observation)))
         action = level.decide(features, action, due).action
     assert action is not None
