@@ -33,7 +33,7 @@ from echelon.training.config import Config
 from echelon.training.runtime import choose, cpu_class
 
 SYSTEMS = ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql", "ota", "saw", "hilp", "smore", "hecrl")
-GENERATIVE = ("beso", "gcbc-chunks", "mage", "act2goal")
+GENERATIVE = ("beso", "gcbc-chunks", "mage", "act2goal", "ghil-glue")
 """Systems that learn from windows of steps; they are not timed here."""
 ENTITIES = "cube-triple-noisy-v0"
 ENTITY_SIZES = {

@@ -32,6 +32,7 @@ CLASSES = {
     "beso": "echelon.systems.offline.beso:BESO",
     "mage": "echelon.systems.offline.mage:MAGE",
     "act2goal": "echelon.systems.offline.act2goal:Act2Goal",
+    "ghil-glue": "echelon.systems.offline.ghil_glue:GHILGlue",
     "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",
