@@ -52,7 +52,7 @@ from echelon.nets.mlp import MLP
 from echelon.nets.ranges import BEYOND, Range
 from echelon.nets.samplers import guided
 from echelon.systems.offline.judged import KINDS, deranged, judged_pairs, slices
-from echelon.training.agent import Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update, half_cosine
 from echelon.training.config import Config
 from echelon.training.drawing import DrawingAgent
 
@@ -356,8 +356,7 @@ class GHILGlue(DrawingAgent):
 
     def warmed(self, step: int) -> float:
         """The factor of the learning rate at `step` (from 1)."""
-        c = self.config
-        return min(1.0, step / max(c.warmup, 1)) * 0.5 * (1 + math.cos(math.pi * (step - 1) / c.updates))
+        return min(1.0, step / max(self.config.warmup, 1)) * half_cosine(self.config.updates)(step)
 
     # --- acting
 
