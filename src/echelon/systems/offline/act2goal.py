@@ -78,6 +78,8 @@ class Act2GoalConfig(Config):
     """Where the sparse frames lie: gaps that shrink with the distance (as printed), that grow, or that are even."""
     goal_law: GoalLaw = "later"
     """Which states are goals: any later one of the episode, or the next one."""
+    goal_within: int | None = None
+    """How many steps ahead a later goal may lie at the latest; None: as far as the episode goes."""
     play: int = 50
     """Actions that are played before the next chunk (paper)."""
     flow_steps: int = 10
@@ -107,6 +109,7 @@ class Act2GoalConfig(Config):
             len(self.expert_hidden) == len(self.world_hidden),
             f"as many sizes as world_hidden, {self.world_hidden}",
         )
+        self.require("goal_within", self.goal_within is None or self.goal_within >= 1, "None or at least 1")
         self.require("action_weight", 0 < self.action_weight < math.inf, "positive")
         self.require("frame_stride", self.proximal % self.frame_stride == 0, f"a divisor of proximal ({self.proximal})")
         self.require("play", self.play <= self.proximal, f"proximal ({self.proximal}) or less")
@@ -133,7 +136,8 @@ class Act2GoalConfig(Config):
 
     def goals(self) -> dict[str, WindowSpec]:
         """Windows that begin anywhere, of the steps at which there are frames or actions; a goal after their first."""
-        return {"chunk": WindowSpec(offsets=(*range(self.proximal + 1), *self.sparse()), anchor="first")}
+        offsets = (*range(self.proximal + 1), *self.sparse())
+        return {"chunk": WindowSpec(offsets=offsets, anchor="first", within=self.goal_within)}
 
 
 def distal_offsets(horizon: int, proximal: int, count: int, law: Offsets) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ from echelon.nets.mlp import MLP
 from echelon.nets.ranges import Range
 from echelon.nets.transformer import Transformer, block_causal_mask, init_normal_
 from echelon.nets.vq import Quantised, ScaleVQ, fine
-from echelon.training.agent import Batch, DataSpec, Metrics, Update
+from echelon.training.agent import Batch, DataSpec, Metrics, Update, half_cosine
 from echelon.training.config import Config
 from echelon.training.drawing import DrawingAgent
 
@@ -61,11 +61,13 @@ class MAGEConfig(Config):
     batch_size: int = 128
     """Trajectories of an update."""
     lr: float = 3e-4
-    """Adam's learning rate, of all networks."""
+    """Adam's learning rate, of all networks; those of planner and return fall to 0 along half a cosine."""
     horizon: int = 64
     """T: places of a trajectory."""
     stride: int = 4
     """Environment steps from one place to the next."""
+    goal_within: int | None = None
+    """How many environment steps ahead a goal may lie at the latest; None: as far as the episode goes."""
     scales: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 64)
     """l_1 < ... < l_K: codes of each scale, every one over the whole horizon (paper: K = 8, l_1 = 1)."""
     codes: int = 512
@@ -107,6 +109,7 @@ class MAGEConfig(Config):
         for name in ("horizon", "stride", "codes", "code_dim", "embed_dim", "heads"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("heads", self.embed_dim % self.heads == 0, f"a divisor of embed_dim ({self.embed_dim})")
+        self.require("goal_within", self.goal_within is None or self.goal_within >= 1, "None or at least 1")
         growing = all(a < b for a, b in pairwise(self.scales))
         self.require("scales", bool(self.scales) and self.scales[0] >= 1 and growing, "one or more growing numbers")
         finest = self.scales[-1]
@@ -129,7 +132,9 @@ class MAGEConfig(Config):
 
     def goals(self) -> dict[str, WindowSpec]:
         """Trajectories that begin anywhere, and a goal after their first state."""
-        return {"trajectory": WindowSpec(steps=self.horizon, stride=self.stride, anchor="first")}
+        return {
+            "trajectory": WindowSpec(steps=self.horizon, stride=self.stride, anchor="first", within=self.goal_within)
+        }
 
 
 # --- networks
@@ -317,8 +322,8 @@ class MAGE(DrawingAgent):
         coders, planners = (self.encoder, self.decoder), (self.planner, self.adapter, self.inverse)
         return (
             Update("autoencoder", self.autoencoder_loss, coders, lr, until=self.coded()),
-            Update("planner", self.planner_loss, planners, lr),
-            Update("aim", self.aim_loss, (self.aim,), lr),
+            Update("planner", self.planner_loss, planners, lr, schedule=half_cosine(self.config.updates)),
+            Update("aim", self.aim_loss, (self.aim,), lr, schedule=half_cosine(self.config.updates)),
         )
 
     def coded(self) -> int:
