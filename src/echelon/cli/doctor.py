@@ -44,7 +44,16 @@ def run(args: list[str]) -> int:
     """Print all checks; exit code 1 when one of them failed."""
     options = parse(Doctor, args, "doctor")
     checks: list[Check] = []
-    for examine in (check_python, check_torch, check_threads, check_extras, check_cache, check_rendering):
+    for examine in (
+        check_python,
+        check_torch,
+        check_threads,
+        check_extras,
+        check_cache,
+        check_games,
+        check_java,
+        check_rendering,
+    ):
         for check in examine():
             checks.append(check)
             if not options.json:
@@ -163,6 +172,44 @@ def check_cache() -> Iterator[Check]:
         yield Check("data cache", "warn", found, "the largest regenerated data sets take 1 GiB each: free some room")
     else:
         yield Check("data cache", "ok", found)
+
+
+def check_games() -> Iterator[Check]:
+    """The folder of TextWorld's compiled games, where the package is installed."""
+    if installed("textworld") is None:
+        return
+    from echelon.language.worlds._textworld_games import FILE, games_dir
+
+    folder = games_dir()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    count = sum(1 for _ in folder.glob(f"*/{FILE}"))
+    if not os.access(there, os.W_OK):
+        yield Check("compiled games", "fail", f"{folder} cannot be written", "export ECHELON_GAMES=/a/folder/of/yours")
+    else:
+        yield Check("compiled games", "ok", f"{folder}: {count} games of TextWorld")
+
+
+def check_java() -> Iterator[Check]:
+    """Whether there is a Java for ScienceWorld, where that package is installed."""
+    if installed("scienceworld") is None:
+        return
+    from echelon.language.worlds.scienceworld import find_java
+
+    remedy = "only the world scienceworld needs it, 8 or newer: apt install default-jre-headless, or export JAVA_HOME"
+    java = find_java()
+    if java is None:
+        yield Check("java", "warn", "none in JAVA_HOME or on the path", remedy)
+        return
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Check("java", "warn", f"{java} does not run: {error}", remedy)
+        return
+    version = re.search(r'version "(?:1\.)?(\d+)[^"]*"', said)
+    if version is None or int(version[1]) < 8:
+        yield Check("java", "warn", f"{java}: {(said.splitlines() or ['says nothing'])[0]}", remedy)
+    else:
+        yield Check("java", "ok", f"{java}, version {version[1]}")
 
 
 def check_rendering() -> Iterator[Check]:

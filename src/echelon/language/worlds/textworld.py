@@ -76,7 +76,7 @@ class TextWorld(BaseWorld):
 
     def expert(self) -> str | None:
         """The package's next command to win from here; the cookbook is read where it lies, for a player has to."""
-        if self._seen.done or not self._state.policy_commands:
+        if self._state is None or self._seen.done or not self._state.policy_commands:
             return None
         unread = not self._read and _BOOK in self._seen.admissible
         return _BOOK if unread else str(self._state.policy_commands[0])

@@ -26,6 +26,7 @@ _WORLDS = {
     "babyai": "echelon.language.worlds.babyai:BabyAI",
     "mastermind": "echelon.language.worlds.mastermind:Mastermind",
     "reasoning": "echelon.language.worlds.reasoning:Reasoning",
+    "scienceworld": "echelon.language.worlds.scienceworld:ScienceWorld",
     "textcraft": "echelon.language.worlds.textcraft:TextCraft",
     "textworld": "echelon.language.worlds.textworld:TextWorld",
 }
