@@ -34,6 +34,7 @@ CLASSES = {
     "act2goal": "echelon.systems.offline.act2goal:Act2Goal",
     "ghil-glue": "echelon.systems.offline.ghil_glue:GHILGlue",
     "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
+    "decision-transformer": "echelon.systems.offline.decision_transformer:DecisionTransformer",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",
     "sac-her": "echelon.systems.online.sac_her:HindsightSAC",
@@ -165,6 +166,7 @@ TABLE = """
 101 | subrl | SubRL / SubPO | 2307.13372 | decisions | Submodular Reinforcement Learning
   - | gcbc | GCBC | 1912.06088 | offline | Goal-conditioned behavioural cloning (Learning to Reach Goals via Iterated Supervised Learning)
   - | gcbc-chunks | GCBCChunks | 2304.13705 | offline | Goal-conditioned behavioural cloning of action chunks (Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware)
+  - | decision-transformer | DecisionTransformer | 2106.01345 | offline | Decision Transformer: Reinforcement Learning via Sequence Modeling
   - | gcivl | GCIVL | 2410.20092 | offline | Goal-conditioned implicit V-learning (OGBench: Benchmarking Offline Goal-Conditioned RL)
   - | gciql | GCIQL | 2110.06169 | offline | Goal-conditioned implicit Q-learning (Offline Reinforcement Learning with Implicit Q-Learning)
   - | crl | CRL | 2206.07568 | offline | Contrastive Learning as Goal-Conditioned Reinforcement Learning

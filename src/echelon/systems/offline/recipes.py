@@ -71,10 +71,13 @@ SHORT: dict[str, dict[str, Any]] = {
     "act2goal": {"updates": 12_000, "joint_updates": 8_000, "batch_size": 64, "proximal": 20, "frame_stride": 5}
     | {"distal": 8, "play": 10, "flow_steps": 5, "lr": 1e-3, "world_dim": 64, "world_hidden": (128,) * 3}
     | {"expert_dim": 32, "expert_hidden": (64,) * 3, "eval_every": 3_000, "checkpoint_every": 3_000},
+    # half the window, narrower layers
+    "decision-transformer": {"updates": 15_000, "batch_size": 64, "lr": 1e-3, "window": 10, "embed_dim": 64}
+    | {"heads": 4, "transformer_hidden": (128,) * 3, "dropout": 0.0},
     # as far a horizon in half the places, four scales
     "mage": {"updates": 12_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
     | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
-    | {"lr": 1e-3, "goal_within": 256, "eval_every": 4_000, "checkpoint_every": 4_000},
+    | {"eval_every": 4_000, "checkpoint_every": 4_000},
     # 200 episodes; the generator stays small, so that it has something to be corrected
     "ghil-glue": {"updates": 15_000, "warmup": 500, "transitions": 100_000, "lr": 1e-3, "generator_hidden": (128, 128)}
     | {"eval_every": 15_000, "eval_episodes": 15},
