@@ -135,9 +135,22 @@ def test_rows_of_offline_systems(name):
     assert len(spent.split(", ")) == 6 and ("" in cells) == (name == "hecrl")
 
 
+def test_a_row_of_a_generative_system():
+    """At its recipe's size, beside its own products but no layer of perceptrons."""
+    size = offline_update.own_size("gcbc-chunks", "cpu")
+    store = steps.synthetic_store(replace(size, transitions=500), length=50)
+    system, config = offline_update.case("gcbc-chunks", size)
+    assert config == recipe(system.Config, config.env, "cpu") and size.batch == config.batch_size
+    cells, _ = offline_update.measure("gcbc-chunks", size, store, "float32", 1, rounds=1)
+    assert [bool(cell) for cell in cells] == [True] * 7 + [False, False, True]
+    assert offline_update.own_size("gcbc", "cpu") == steps.SIZES["cpu"]
+    large, small = (offline_update.own_size("beso", place) for place in ("default", "cpu"))
+    assert (large.batch, small.action) == (1024, 5)
+
+
 def test_every_offline_system_is_timed_at_its_published_settings():
     offline = {slug for slug, place in index.CLASSES.items() if ".offline." in place}
-    assert offline == {*offline_update.SYSTEMS, *offline_update.GENERATIVE}
+    assert offline == {*offline_update.SYSTEMS, *offline_update.GENERATIVE, *offline_update.UNTIMED}
     _, config = offline_update.case("hecrl", offline_update.ENTITY_SIZES["default"])
     assert config == recipe(HECRLConfig, offline_update.ENTITIES)
     _, small = offline_update.case("hecrl", offline_update.ENTITY_SIZES["cpu"])
