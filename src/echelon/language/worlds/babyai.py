@@ -26,8 +26,8 @@ MOST_SUBGOALS = 500
 
 _SHARES = ("train", "train", "train", "valid", "test")
 _NAMES = """
-    GoToRedBallGrey GoToRedBall GoToRedBallNoDists GoToObj GoToObjS4 GoToLocal GoToLocalS5N2 GoToLocalS6N2 GoToLocalS6N3
-    GoToLocalS6N4 GoToLocalS7N4 GoToLocalS7N5 GoToLocalS8N2 GoToLocalS8N3 GoToLocalS8N4 GoToLocalS8N5 GoToLocalS8N6
+    GoToRedBallGrey GoToRedBall GoToRedBallNoDists GoToObj GoToObjS4 GoToObjS6 GoToLocal GoToLocalS5N2 GoToLocalS6N2
+    GoToLocalS6N3 GoToLocalS6N4 GoToLocalS7N4 GoToLocalS7N5 GoToLocalS8N2 GoToLocalS8N3 GoToLocalS8N4 GoToLocalS8N5 GoToLocalS8N6
     GoToLocalS8N7 GoTo GoToObjMaze GoToObjMazeOpen GoToObjMazeS4R2 GoToObjMazeS4 GoToObjMazeS5 GoToObjMazeS6
     GoToObjMazeS7 GoToImpUnlock GoToSeq GoToSeqS5R2 GoToRedBlueBall GoToDoor GoToObjDoor Open OpenRedDoor OpenDoor
     OpenDoorColor OpenDoorLoc OpenTwoDoors OpenRedBlueDoors OpenDoorsOrderN2 OpenDoorsOrderN4 Pickup UnblockPickup

@@ -23,8 +23,8 @@ LOOKS = ("look around", "inventory", "task")
 """Actions that only tell something; the slips of the expert."""
 
 _NOT_DONE = ("No known action", "Unknown action", "Ambiguous request", "It's not clear")
-# The simulator tells and moves things in the order of sets whose objects have no hash of their own. Java's depends on all
-# that was done before; one hash for all objects leaves the order in which they were put there.
+# The simulator tells and moves things in the order of sets whose objects have no hash of their own. Java's depends on
+# all that was done before; one hash for all objects leaves the order in which they were put there.
 _JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 _PLACES = {"train": "getVariationsTrain", "valid": "getVariationsDev", "test": "getVariationsTest"}
 _KINDS = """

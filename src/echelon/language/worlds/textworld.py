@@ -94,7 +94,8 @@ class TextWorld(BaseWorld):
         command = playable(action)
         self._state, _, _ = self._env.step(command)
         self._read = self._read or command == _BOOK
-        valid = command in self._seen.admissible or self._state.moves > before.moves
+        listed = command.lower() in {each.lower() for each in self._seen.admissible}
+        valid = listed or self._state.moves > before.moves
         return self._observe(self._state.score - before.score, valid)
 
     def _observe(self, gained: int, valid: bool) -> Observation:
