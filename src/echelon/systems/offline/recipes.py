@@ -77,7 +77,7 @@ SHORT: dict[str, dict[str, Any]] = {
     # as far a horizon in half the places, four scales
     "mage": {"updates": 12_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
     | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
-    | {"eval_every": 4_000, "checkpoint_every": 4_000},
+    | {"lr": 1e-3, "goal_within": 256, "eval_every": 4_000, "checkpoint_every": 4_000},
     # 200 episodes; the generator stays small, so that it has something to be corrected
     "ghil-glue": {"updates": 15_000, "warmup": 500, "transitions": 100_000, "lr": 1e-3, "generator_hidden": (128, 128)}
     | {"eval_every": 15_000, "eval_episodes": 15},
