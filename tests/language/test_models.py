@@ -242,7 +242,7 @@ def test_a_damaged_conversion_is_made_anew(monkeypatch, tmp_path):
 
     monkeypatch.setenv("ECHELON_MODELS", str(tmp_path))
     monkeypatch.setattr(models, "_convert", convert)
-    assert models._smollm2() == place and made == []
+    assert models.smollm2_directory() == place and made == []
     (place / "tokenizer.json").write_text("{}")
-    assert models._smollm2() == place and made == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
-    assert models._smollm2() == place and len(made) == 1
+    assert models.smollm2_directory() == place and made == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert models.smollm2_directory() == place and len(made) == 1

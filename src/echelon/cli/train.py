@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes
 
-from echelon.cli import runs
+from echelon.cli import runs, show
 from echelon.cli.arguments import parse, parse_known
 from echelon.errors import UsageError
 
@@ -40,7 +40,8 @@ class Start:
     config: Path | None = None
     """Configuration file, as config.json of a run; instead of SYSTEM."""
     size: str = "published"
-    """Recipe: published (the paper's budget), cpu (two cores, minutes), demo (fewer minutes)."""
+    """Recipe: published (the paper's budget), cpu (two cores, minutes), demo (fewer minutes); of language agents also
+    smollm2 (a pretrained model of 135 M, about an hour of two cores)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,17 @@ class Run(runs.Machine, Start):
     """Several seeds, such as 0-7 or 0,2,5: one process of one thread each."""
     jobs: int = 1
     """Processes at a time, with --seeds."""
+    memory: int | None = None
+    """Of a language agent: do not train, but tell the memory that it takes with texts of so many tokens. --model may
+    be llama-7b, or the config.json of a model, too."""
 
 
 def run(args: list[str]) -> int:
     """Train; exit code 130 when a signal stopped it."""
     default, rest = starting_point(args)
     options, config = read_flags(default, rest)
+    if options.memory is not None:
+        return show_memory(config, options.memory, options.json)
     return runs.train(config, options.out, options) if options.seeds is None else train_seeds(config, options)
 
 
@@ -101,6 +107,27 @@ def read_flags(default: RunConfig, args: list[str]) -> tuple[Run, RunConfig]:
     schema.__doc__ = f"Train {default.system}. Defaults of the configuration are those of the recipe."
     found = parse(schema, args, f"train {default.system}", schema(Run(), default))
     return found.run, found.config
+
+
+def show_memory(config: RunConfig, length: int, as_json: bool) -> int:
+    """Print what a run of a language agent takes of memory, in GiB."""
+    from echelon.systems import launch
+    from echelon.training.language.config import LanguageConfig
+
+    if not isinstance(config, LanguageConfig):
+        raise UsageError(f"--memory is of language agents, whose models are large; '{config.system}' is none")
+    launch.check(config)
+    parts = launch.plan(config, length)
+    if as_json:
+        show.as_json([dataclasses.asdict(part) for part in parts])
+        return 0
+    rows = [(p.name, *(f"{size / 2**30:.3f}" for size in p.bytes.values()), p.note) for p in parts]
+    print(show.table(("GiB", *parts[0].bytes, ""), rows))
+    print(
+        f"\nconfigured: {config.model}, {config.dtype}{', layers recomputed' if config.recompute else ''}. Activations "
+        "are without scratch memory: allow half as much again for them, and 0.5 GiB for the program itself."
+    )
+    return 0
 
 
 def train_seeds(config: RunConfig, options: Run) -> int:

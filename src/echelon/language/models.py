@@ -63,7 +63,7 @@ def load_model(
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     if os.fspath(spec) == "smollm2":
-        return _from_directory(_smollm2(), "smollm2", DTYPES[dtype], device, template)
+        return _from_directory(smollm2_directory(), "smollm2", DTYPES[dtype], device, template)
     directory = Path(spec)
     if not directory.is_dir():
         raise UsageError(f"no model '{spec}': it is neither 'smollm2' nor a directory")
@@ -160,6 +160,18 @@ def adapters_off(language: LanguageModel) -> Iterator[None]:
         raise UsageError(f"{language.name} has no adapters; a reference without them is a second model")
     with language.model.disable_adapter():
         yield
+
+
+def merge_adapters(language: LanguageModel) -> LanguageModel:
+    """The model with its adapters as part of its weights, in float32; the one passed in is used up."""
+    model = language.model.float().merge_and_unload()
+    return LanguageModel(model, language.tokenizer, language.context, language.name.partition("+")[0], language.hash)
+
+
+def recompute_layers(model: Any) -> None:
+    """In training, keep the inputs of the layers alone, and compute the rest once more in the backward pass."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 class Critic(nn.Module):
@@ -307,7 +319,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _smollm2() -> Path:
+def smollm2_directory() -> Path:
     """The directory of the converted SmolLM2; made from the package's GGUF file if missing, damaged or outdated."""
     found = importlib.util.find_spec(_SMOLLM2)  # does not run the package
     files = (

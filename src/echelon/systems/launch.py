@@ -67,7 +67,14 @@ def serve(
     """Success by task of an endpoint's model in the program that `config` configures: `training.language.served`."""
     from echelon.training.language.served import evaluate as evaluate_served
 
-    return evaluate_served(index.load(config.system), config, engine, episodes, seed, max_tokens, out)
+    return evaluate_served(_agent(config), config, engine, episodes, seed, max_tokens, out)
+
+
+def plan(config: LanguageConfig, length: int) -> list[Any]:
+    """The memory that a run takes, part by part: `training.language.memory`."""
+    from echelon.training.language.memory import plan as plan_memory
+
+    return plan_memory(_agent(config), config, length)
 
 
 def load_agent(directory: Path | str) -> Any:
@@ -80,6 +87,11 @@ def config_of(file: Path) -> Any:
     """Read a run's configuration file."""
     document = read_json(file)
     return from_json(index.load(document["system"]).Config, document["config"])
+
+
+def _agent(config: LanguageConfig) -> Any:
+    """The language agent that `config` configures."""
+    return index.load(config.system)
 
 
 def _recipes(cls: type[RunConfig]) -> ModuleType:

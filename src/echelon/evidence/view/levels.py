@@ -23,7 +23,10 @@ PERCENT = (0.0, 100.0)
 
 @dataclass(frozen=True)
 class Source:
-    """Metrics that tell a measure: names by a pattern whose groups name the level, and what their values come to."""
+    """Metrics that tell a measure: names by a pattern whose groups name the level, and what their values come to.
+
+    A pattern without groups is of everything, "all".
+    """
 
     pattern: str
     value: Callable[[Array], Array] = lambda x: x
@@ -80,6 +83,21 @@ MEASURES = (
         "Of what the policy could have written instead, meaned over the tokens of each label in an iteration.",
         (Source(r"label/([^/]+)/([^/]+)/entropy"),),
     ),
+    Measure(
+        "Divergence from the warm start, nats a token.",
+        "KL of what the policy wrote, log π / π_ref at its tokens, meaned over an iteration before its steps: of all "
+        "tokens, and of each label. It begins at 0; where it climbs while success does not, the policy only drifts.",
+        (Source(r"kl"), Source(r"label/([^/]+)/([^/]+)/kl")),
+    ),
+    Measure(
+        "Actions that the world understands, %.",
+        "Of the turns of an iteration: of all, and of each level.",
+        (
+            Source(r"invalid", lambda x: 100 * (1 - x)),
+            Source(r"level/([^/]+)/invalid", lambda x: 100 * (1 - x)),
+        ),
+        PERCENT,
+    ),
 )
 
 
@@ -95,7 +113,7 @@ def curves(run: Run, measure: Measure) -> dict[str, Curve]:
     for source in measure.sources:
         for name, curve in run.metrics.items():
             if (match := re.fullmatch(source.pattern, name)) is not None:
-                found[" ".join(match.groups())] = Curve(curve.step, source.value(curve.value))
+                found[" ".join(match.groups()) or "all"] = Curve(curve.step, source.value(curve.value))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Configurations of record for language agents: published size, CPU size and demo, side by side.
+"""Configurations of record for language agents: published size, CPU size, demo and a real small model, side by side.
 
 The published numbers of an iteration (150 of them, 16 tasks of 8 episodes, arXiv 2505.10978) are the defaults of
 `LanguageConfig`. The paper's model is an instruct model of 1.5 B or more, given by `--model PATH`, together with
@@ -41,6 +41,26 @@ SIZES: dict[str, dict[str, Any]] = {
         "eval_episodes": 8,
         "checkpoint_every": 5,
     },
+    # A pretrained model (SmolLM2-135M-Instruct): about an hour of two cores with bfloat16 instructions.
+    "smollm2": {
+        "model": "smollm2",
+        "dtype": "bfloat16",
+        "warm_lora": 16,
+        "warm_episodes": 400,
+        "warm_epochs": 2,
+        "warm_batch": 4,
+        "warm_lr": 5e-4,
+        "warm_reading": 0.0,
+        "warm_valid": 0.85,  # of some hundred actions: 80 % and more of all, but for one look in ten
+        "lora": 16,
+        "lr": 5e-5,
+        "tasks": 4,
+        "group": 8,
+        "updates": 40,
+        "eval_every": 10,
+        "eval_episodes": 16,
+        "checkpoint_every": 5,
+    },
 }
 
 _HOUSEHOLD: dict[str, Any] = {
@@ -69,9 +89,10 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
             "checkpoint_every": 10,
         },
         "demo": _HOUSEHOLD,
+        "smollm2": {**_HOUSEHOLD, "max_tokens": 24},
     },
-    "textcraft": {"published": {"limit": 40}, "cpu": _ITEMS, "demo": _ITEMS},
-    "reasoning": {"published": {"limit": 1}, "cpu": _QUESTION, "demo": _QUESTION},
+    "textcraft": {"published": {"limit": 40}, "cpu": _ITEMS, "demo": _ITEMS, "smollm2": {**_ITEMS, "limit": 10}},
+    "reasoning": {"published": {"limit": 1}, "cpu": _QUESTION, "demo": _QUESTION, "smollm2": _QUESTION},
 }
 """World -> size -> what every system gets there."""
 _SUMS: dict[str, Any] = {

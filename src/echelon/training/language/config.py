@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from echelon.losses.aggregate import Mode
 from echelon.training.config import RunConfig
@@ -48,6 +49,8 @@ class LanguageConfig(RunConfig):
     """Width of a tiny model."""
     context: int = 1024
     """Tokens that a tiny model can read."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the model's weights in memory; in bfloat16 only adapters can be trained, which stay float32."""
     warm_episodes: int = 2_000
     """Episodes of the scripted expert that the model imitates first; 0 for none."""
     warm_slips: float = 0.2
@@ -62,6 +65,14 @@ class LanguageConfig(RunConfig):
     """Weight of a token that the world says, in the imitation of a tiny model, beside 1 of the agent's own."""
     warm_seed: int = 0
     """Seed of the warm start; all arms and seeds of a comparison share one."""
+    warm_lora: int = 0
+    """Rank of the adapters that the imitation trains, which then become part of the weights; 0: the weights."""
+    warm_valid: float = 0.0
+    """Share of valid actions at which the imitation ends; 0: it never looks, and takes all its passes."""
+    warm_check: int = 25
+    """Steps of the imitation between looks at that share."""
+    warm_check_episodes: int = 16
+    """Episodes of such a look."""
 
     tasks: int = 16
     """Tasks an iteration (published: 16)."""
@@ -78,6 +89,8 @@ class LanguageConfig(RunConfig):
 
     lora: int = 0
     """Rank of the adapters that are trained in place of the model's weights; 0: the weights themselves."""
+    recompute: bool = False
+    """Whether a layer's activations are computed once more in the backward pass instead of kept."""
     lr: float = 1e-4
     """AdamW's learning rate (published, for 1.5 B and more: 1e-6)."""
     minibatches: int = 2
@@ -119,14 +132,18 @@ class LanguageConfig(RunConfig):
         for option in self.options:
             self.require("options", _NUMBER.fullmatch(option) is not None, "NAME=NUMBER each")
         for name in ("limit", "layers", "width", "context", "warm_epochs", "warm_batch", "tasks", "group", "max_tokens",
-                     "minibatches", "token_budget", "batch"):  # fmt: skip
+                     "minibatches", "token_budget", "batch", "warm_check", "warm_check_episodes"):  # fmt: skip
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warm_episodes", "warm_reading", "tokens", "lora", "workers", "kl", "entropy", "temperature",
-                     "eval_temperature", "invalid_penalty"):  # fmt: skip
+        for name in ("warm_episodes", "warm_reading", "tokens", "lora", "warm_lora", "workers", "kl", "entropy",
+                     "temperature", "eval_temperature", "invalid_penalty"):  # fmt: skip
             self.require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("lr", "warm_lr", "clip_norm"):
             self.require(name, 0 < getattr(self, name) < math.inf, "positive")
         self.require("width", self.width % 32 == 0, "a multiple of 32, the size of a head")
+        self.require("warm_valid", 0 <= self.warm_valid < 1, "in [0, 1)")
+        bare = self.lora == 0 or (self.warm_episodes > 0 and self.warm_lora == 0)
+        self.require("dtype", self.dtype == "float32" or not bare, "float32, unless adapters alone are trained, here "
+                     "and in the warm start (lora and warm_lora of 1 or more): bfloat16 loses small steps")  # fmt: skip
         self.require("warm_slips", 0 <= self.warm_slips < 1, "in [0, 1)")
         self.require("minibatches", self.minibatches <= self.tasks, f"at most tasks, {self.tasks}")
         self.require("temperature", self.temperature > 0, "positive: a greedy policy explores nothing")

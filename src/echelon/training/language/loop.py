@@ -20,7 +20,7 @@ from torch import Tensor
 from echelon.credit.credit import Credit
 from echelon.errors import CheckpointError, DataError, UsageError
 from echelon.language.driver import Phase
-from echelon.language.models import Critic, LanguageModel, adapters_off, add_lora
+from echelon.language.models import Critic, LanguageModel, adapters_off, add_lora, recompute_layers
 from echelon.language.record import Record
 from echelon.language.sampling import TransformersEngine
 from echelon.language.scorer import Scorer
@@ -308,7 +308,8 @@ class LanguageRun(Trainer):
 
         Only those of the items in `trained`, int64, are needed; the record has none of forced ones.
         """
-        if self.runtime.precision == "float32" and bool(record.behaviour[trained].all()):
+        exact = self.runtime.precision == self.config.dtype == "float32"
+        if exact and bool(record.behaviour[trained].all()):
             return record.items.logp.clone()
         return self._score(self.scorer, view, record.size)
 
@@ -319,10 +320,12 @@ class LanguageRun(Trainer):
 
 def _begun(inputs: WarmStart, config: LanguageConfig) -> LanguageModel:
     """The warm start, with adapters that change nothing yet if those are what is trained."""
-    language = inputs.load()
-    if not config.lora:
-        return language
-    return add_lora(language, config.lora, 2 * config.lora, seed=config.seed)
+    language = inputs.load(config.dtype)
+    if config.lora:
+        language = add_lora(language, config.lora, 2 * config.lora, seed=config.seed)
+    if config.recompute:
+        recompute_layers(language.model)
+    return language
 
 
 def load_weights(model: Any, found: checkpoint.Checkpoint) -> None:
