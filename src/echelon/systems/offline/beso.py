@@ -221,7 +221,7 @@ class BESO(DrawingAgent):
         self.average.eval()
         self.register_buffer("averaged", torch.zeros(()))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.left_out: int | None = None  # seed of what dropout leaves out in this update, if it does
+        self.left_out = 0  # seed of what dropout leaves out in this update
 
     # --- learning
 
@@ -234,8 +234,7 @@ class BESO(DrawingAgent):
         u = torch.rand(len(states), generator=self.generator, dtype=torch.float64)
         sigma = truncated_log_logistic(u, c.train_sigma_min, c.train_sigma_max, math.log(c.data_std), 0.5)
         noise = torch.randn(actions.shape, generator=self.generator)
-        if max(c.dropout, c.attention_dropout) > 0:
-            self.left_out = int(torch.randint(2**31 - 1, (), generator=self.generator))
+        self.left_out = int(torch.randint(2**31 - 1, (), generator=self.generator))
         scaled = {"observations": self.states(states), "goals": self.states(batch["goals"]) * batch["kept"]}
         made = {"actions": self.actions(actions), "sigma": sigma.to(actions), "noise": noise.to(actions)}
         return batch | scaled | made
@@ -243,7 +242,8 @@ class BESO(DrawingAgent):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean over real steps of (F - (a - c_skip x) / c_out)^2, x = a + sigma noise, one level for a window."""
         network = partial(self.network, states=batch["observations"], goals=batch["goals"])
-        with drawing_from(self.left_out, batch["actions"].device):
+        drops = max(self.config.dropout, self.config.attention_dropout) > 0
+        with drawing_from(self.left_out if drops else None, batch["actions"].device):
             loss = edm_loss(
                 network,
                 batch["actions"],
