@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import typing
@@ -17,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from hierarchy_scripts import Script, obey
+from small_runs import TinyWorld, synthetic_store, tiny_world
 
+from echelon.data.store import Store, write_store
 from echelon.errors import EchelonError, UsageError
 from echelon.hierarchy.diagnostics import flattened
 from echelon.hierarchy.frozen_stack import Command, FrozenStack
@@ -42,7 +43,7 @@ from echelon.training.online.worlds import make_world, world_spaces
 SYSTEMS = [name for name in index.names() if issubclass(index.load(name), OnlineAgent)]
 PENDULUM, MAZE = "Pendulum-v1", "PointMaze_UMaze-v3"
 WORLDS = {
-    **dict.fromkeys(("sac", "td3", "diayn", "diayn-manager", "dads"), PENDULUM),
+    **dict.fromkeys(("sac", "td3", "diayn", "diayn-manager", "dads", "ppo-scratch", "mocapact-transfer"), PENDULUM),
     **dict.fromkeys(("sac-her", "hiro", "hac"), MAZE),
 }
 """Where they are small; elsewhere that of their defaults."""
@@ -51,6 +52,7 @@ SMALL: dict[str, Any] = {
     "random_steps": 14, "gradient_ratio": 0.2, "minibatch": 8, "epochs": 1, "eval_every": 5, "eval_episodes": 2,
     "log_every": 1, "horizon": 3, "size": 4, "embedding": 3, "skills": 3, "skill_updates": 3, "skill_hidden": (6,),
     "skill_batch": 6, "skill_random_steps": 14, "skill_capacity": 60, "meta_capacity": 30, "depth": 3, "near": (0.2,),
+    "latent": 3, "encoder_hidden": (6,), "decoder_hidden": (6,), "distil_updates": 3, "distil_batch": 4,
     "low": (-1.5, -1.5), "high": (1.5, 1.5), "hold": 4, "period": 3, "reach": (1.0,), "others": 4, "samples": 6,
 }  # fmt: skip
 """Sizes of a run of a moment, as far as a system has them."""
@@ -66,10 +68,14 @@ def small(cls: type[OnlineAgent], **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """No write waits for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No write waits for the disk; stages that learn from data have random pushes, and a line as a world."""
+    folder = tmp_path_factory.mktemp("data")
+    walks = synthetic_store(folder / "walks")
+    pushes = {**walks.columns, "actions": walks.columns["actions"][:, :1]}
+    data = Store.open(write_store(folder / "pushes", [pushes], walks.rows, {"name": "pushes"}, "random pushes"))
+    with tiny_world(data), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TinyWorld, "action_space", gymnasium.spaces.Box(-1, 1, (1,)))
         yield
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from echelon.losses.weights import exponential_weights, mean_one_offset
 from echelon.nets.latents import LatentEncoder, prior_kl
 from echelon.systems import index
 from echelon.systems.offline.mocapact import ClipRun, MoCapAct, MoCapActConfig, gaussian_log_prob, row_weights
-from echelon.systems.online.mocapact_transfer import MoCapActTransfer
+from echelon.systems.online.mocapact_transfer import MoCapActTransfer, steps_to_half
+from echelon.systems.online.scratch_ppo import ScratchPPO
 from echelon.training.agent import DataSpec, build_agent
 from echelon.training.runtime import choose
 from echelon.training.stages import StageResult
@@ -309,7 +312,7 @@ def test_a_decoder_needs_a_latent() -> None:
 def test_the_transfer_takes_over_the_decoder_and_acts_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert index.load("mocapact-transfer") is MoCapActTransfer
+    assert (index.load("mocapact"), index.load("mocapact-transfer")) == (MoCapAct, MoCapActTransfer)
     config = MoCapActTransfer.Config(hidden=(5,), latent=3, encoder_hidden=(6,), decoder_hidden=(7,))
     spaces = Spaces({"observation": (2,), "task": (1,)}, {}, None, (-1.0,) * 3, (0.5,) * 3)
     agent = build_agent(MoCapActTransfer, config, spaces)
@@ -343,3 +346,26 @@ def test_states_of_other_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("echelon.training.run.load_agent", lambda cls, path: (learned, 7))
     with pytest.raises(UsageError, match="states of metaworld-experts-v0 have 4 numbers, those of metaworld-door"):
         agent.build_on([StageResult("distil", tmp_path, {})])
+
+
+def test_steps_until_half_of_the_episodes_succeed(tmp_path: Path) -> None:
+    outcomes = [0, 1, 0, 0, 1, 1, 0, 1]
+    rows = [{"success": done, "environment_steps": 1000 * (k + 1)} for k, done in enumerate(outcomes)]
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = SimpleNamespace(path=tmp_path)
+    assert float(steps_to_half(run, window=2)) == -2  # the first two: one of them
+    assert float(steps_to_half(run, window=4)) == -6
+    assert float(steps_to_half(run, window=3)) == -6
+    assert float(steps_to_half(run, window=9)) == -8, "never: all of it"
+    (tmp_path / "episodes.jsonl").write_text('{"success": null, "environment_steps": 5}\n')
+    with pytest.raises(DataError, match="no training episodes that tell"):
+        steps_to_half(run)
+
+
+def test_a_chosen_deviation_is_where_it_begins() -> None:
+    spaces = Spaces({"observation": (2,)}, {}, None, (-1.0,), (1.0,))
+    assert build_agent(ScratchPPO, ScratchPPO.Config(), spaces).actor.log_std.exp().item() == pytest.approx(0.5)
+    with pytest.raises(UsageError, match="ppo-scratch: initial_std must be positive, got 0"):
+        ScratchPPO.Config(initial_std=0.0)
+    with pytest.raises(UsageError, match="acts with vectors of numbers; the environment has 3 actions"):
+        ScratchPPO(ScratchPPO.Config(), Spaces({"observation": (2,)}, {}, 3))

@@ -35,6 +35,7 @@ CLASSES = {
     "ghil-glue": "echelon.systems.offline.ghil_glue:GHILGlue",
     "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
     "decision-transformer": "echelon.systems.offline.decision_transformer:DecisionTransformer",
+    "mocapact": "echelon.systems.offline.mocapact:MoCapAct",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",
     "sac-her": "echelon.systems.online.sac_her:HindsightSAC",
@@ -47,6 +48,8 @@ CLASSES = {
     "feudal": "echelon.systems.online.feudal:Feudal",
     "diayn": "echelon.systems.online.diayn:DIAYN",
     "diayn-manager": "echelon.systems.online.skill_manager:SkillManager",
+    "ppo-scratch": "echelon.systems.online.scratch_ppo:ScratchPPO",
+    "mocapact-transfer": "echelon.systems.online.mocapact_transfer:MoCapActTransfer",
     "dads": "echelon.systems.online.dads:DADS",
     "options": "echelon.systems.online.options:Options",
     "h-dqn": "echelon.systems.online.hdqn:HDQN",
@@ -184,6 +187,8 @@ TABLE = """
   - | feudal | Feudal | 1703.01161 | online | FeUdal Networks for Hierarchical Reinforcement Learning
   - | diayn | DIAYN | 1802.06070 | online | Diversity is All You Need: Learning Skills without a Reward Function
   - | diayn-manager | SkillManager | 1802.06070 | online | A manager over frozen skills (Diversity is All You Need)
+  - | ppo-scratch | ScratchPPO | 1707.06347 | online | PPO over vectors from a chosen initial deviation (Proximal Policy Optimization Algorithms)
+  - | mocapact-transfer | MoCapActTransfer | 2208.07363 | online | PPO over the latents of a frozen decoder (MoCapAct, transfer)
   - | dads | DADS | 1907.01657 | online | Dynamics-Aware Unsupervised Discovery of Skills
   - | options | Options | - | online | Between MDPs and semi-MDPs: A framework for temporal abstraction in reinforcement learning
   - | h-dqn | HDQN | 1604.06057 | online | Hierarchical Deep Reinforcement Learning: Integrating Temporal Abstraction and Intrinsic Motivation

@@ -24,11 +24,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from echelon.claims import Above, AtLeast, Claim, Score, success
 from echelon.data.clips import ClipSource
 from echelon.data.store import Store
 from echelon.data.windows import WindowSpec, check_windows
@@ -223,6 +226,10 @@ class MoCapAct(DrawingAgent):
     def _seen(self, states: Tensor, frames: Tensor) -> Tensor:
         return torch.cat([self.decoder.norm(states), self.frames(frames)], -1)
 
+    def subgoals(self, observation: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
+        """A latent stands for the clip's next frame, the goal where no clip is shown: the candidate nearest to it."""
+        return candidates[torch.cdist(self.decoder.norm(goal), self.decoder.norm(candidates)).argmin(1)]
+
     def levels(self) -> tuple[Level, ...]:
         return EncodeLevel(self), DecodeLevel(self.decoder)
 
@@ -246,3 +253,73 @@ def row_weights(store: Store, config: MoCapActConfig) -> Tensor:
     found = torch.zeros_like(score)
     found[transition] = exponential_weights(score[transition], temperature, config.weight_cap)
     return found.float()
+
+
+def late_metric(run: Any, name: str) -> np.ndarray:
+    """Statistic of a claim: the last value of a metric of the training, in its own unit, []. DataError without one."""
+    found = [row[name] for row in run.metrics if row["kind"] == "train" and row.get(name) is not None]
+    if not found:
+        raise DataError(f"{getattr(run, 'path', 'run')}: no finite metric '{name}' of the training")
+    return np.array(found[-1])
+
+
+def claims(full: bool = False) -> tuple[Claim, ...]:
+    """What the paper says and this file has to show; `full` at the published size, with what takes more arms."""
+    from echelon.systems.offline.recipes import arm
+
+    size, good, bad = "published" if full else "cpu", "metaworld-experts-v0", "metaworld-corrupted-v0"
+    source = "arXiv 2208.07363"
+    cloned = Score(arm(MoCapActConfig, good, size), success)
+    by_clip = Score(arm(MoCapActConfig, bad, size, "CWR", weighting="cwr"), success)
+    alike = Score(arm(MoCapActConfig, bad, size, "BC"), success)
+    found = (
+        Claim(
+            id="tracks-held-out-clips",
+            text="The distilled policy does the task in 90 % or more of clips of metaworld that it has not seen, all "
+            "of which their experts do.",
+            method=cloned,
+            test=AtLeast(90),
+            source=source,
+        ),
+        Claim(
+            id="clip-weights-above-cloning",
+            text="Where every second expert is bad, weights by the return of clips lead to success in more held-out "
+            "clips than weights that are all alike, by 10 points or more.",
+            method=by_clip,
+            baseline=alike,
+            test=Above(10),
+            source=source,
+        ),
+    )
+    by_advantage = Score(arm(MoCapActConfig, bad, size, "AWR", weighting="awr"), success)
+    spread = partial(late_metric, name="latent/spread")
+    strong = arm(MoCapActConfig, good, size, "beta 1", beta=1.0)
+    more = (
+        Claim(
+            id="advantage-weights-above-cloning",
+            text="Where every second expert is bad, weights by advantages lead to more success than weights that are "
+            "all alike.",
+            method=by_advantage,
+            baseline=alike,
+            test=Above(0),
+            source=source,
+        ),
+        Claim(
+            id="clip-weights-above-advantage-weights",
+            text="Where every second expert is bad, weights by the return of clips lead to more success than weights "
+            "by advantages.",
+            method=by_clip,
+            baseline=by_advantage,
+            test=Above(0),
+            source=source,
+        ),
+        Claim(
+            id="strong-prior-collapses",
+            text="With beta 1 mean latents spread less than with the weight of record: less is said of the clip.",
+            method=Score(cloned.arm, spread),
+            baseline=Score(strong, spread),
+            test=Above(0.1),
+            source=source,
+        ),
+    )
+    return (*found, *more) if full else found

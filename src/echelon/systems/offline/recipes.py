@@ -81,6 +81,9 @@ SHORT: dict[str, dict[str, Any]] = {
     # 200 episodes; the generator stays small, so that it has something to be corrected
     "ghil-glue": {"updates": 15_000, "warmup": 500, "transitions": 100_000, "lr": 1e-3, "generator_hidden": (128, 128)}
     | {"eval_every": 15_000, "eval_episodes": 15},
+    # narrow networks and short batches, for a set of 29,000 steps; of 4 numbers an action, not 56, a weaker prior
+    "mocapact": {"updates": 5_000, "batch_size": 32, "lr": 1e-3, "latent": 8, "encoder_hidden": (128, 128)}
+    | {"decoder_hidden": (128, 128, 128), "beta": 0.01, "eval_every": 5_000, "checkpoint_every": 2_500},
 }
 """What a system needs where updates are few; at the published size there are enough of them."""
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from echelon.envs.spaces import Spaces
 from echelon.hierarchy.latents import DecodeLevel
 from echelon.hierarchy.level import Level
-from echelon.nets.actors import Gaussian
-from echelon.systems.online.flat_ppo import FlatPPO
+from echelon.systems.online.scratch_ppo import ScratchPPO
 from echelon.training.online.staged import StagedAgent
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentPPOConfig(FlatPPO.Config):
+class LatentPPOConfig(ScratchPPO.Config):
     """What PPO over latents has beside PPO."""
 
     latent: int = 60
@@ -34,11 +33,10 @@ class LatentPPOConfig(FlatPPO.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("latent", self.latent >= 1, "at least 1")
-        for name in ("latent_bound", "initial_std"):
-            self.require(name, 0 < getattr(self, name) < math.inf, "positive")
+        self.require("latent_bound", 0 < self.latent_bound < math.inf, "positive")
 
 
-class LatentPPO(FlatPPO, StagedAgent):
+class LatentPPO(ScratchPPO, StagedAgent):
     """Base of PPO over a decoder's latents; subclasses learn the decoder in stages before."""
 
     config: LatentPPOConfig
@@ -47,7 +45,6 @@ class LatentPPO(FlatPPO, StagedAgent):
     def __init__(self, config: LatentPPOConfig, spaces: Spaces):
         bound = (config.latent_bound,) * config.latent
         super().__init__(config, Spaces(spaces.observation, spaces.discrete, None, tuple(-x for x in bound), bound))
-        self.actor = Gaussian(self.read.size, config.hidden, config.latent, log_std=math.log(config.initial_std))
         self.low, self.high = spaces.bounds()
 
     @abstractmethod

@@ -151,6 +151,33 @@ MANAGER_CPU: dict[str, Any] = {
     "checkpoint_every": 50,
 }
 """The skills' 160 000 steps, and half as many of the manager's; told apart by velocity, skills swing."""
+NEW_TASK = "metaworld-door-lock-v3"
+"""A task whose expert is in none of the data."""
+NEW_TASK_PUBLISHED: dict[str, Any] = {"slots": 8, "ticks": 2_048, "updates": 6_104, "minibatch": 1_024, "lr": 5e-5}
+"""MoCapAct's transfer: 100 M steps, 16 384 an iteration."""
+NEW_TASK_CPU: dict[str, Any] = {
+    "slots": 8,
+    "ticks": 200,
+    "updates": 75,
+    "minibatch": 200,
+    "lr": 1e-3,
+    "eval_every": 25,
+    "eval_episodes": 20,
+    "log_every": 5,
+    "checkpoint_every": 25,
+}
+"""120 000 steps, 600 episodes."""
+DISTIL_CPU: dict[str, Any] = {
+    "latent": 8,
+    "encoder_hidden": (128, 128),
+    "decoder_hidden": (128, 128, 128),
+    "distil_updates": 5_000,
+    "distil_batch": 32,
+    "distil_lr": 1e-3,
+    "distil_beta": 0.01,
+    "initial_std": 1.0,
+}
+"""What the transfer gets beside, as `mocapact` has it; latents vary as far as their prior does."""
 FEUDAL_CPU: dict[str, Any] = {
     "slots": 8,
     "ticks": 64,
@@ -180,6 +207,10 @@ SYSTEMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     ("feudal", "CartPole-v1"): {size: {} if size == "published" else FEUDAL_CPU for size in SIZES},
     ("diayn-manager", MOUNTAIN): {size: {} if size == "published" else MANAGER_CPU for size in SIZES},
+    ("ppo-scratch", NEW_TASK): {size: NEW_TASK_PUBLISHED if size == "published" else NEW_TASK_CPU for size in SIZES},
+    ("mocapact-transfer", NEW_TASK): {
+        size: NEW_TASK_PUBLISHED if size == "published" else {**NEW_TASK_CPU, **DISTIL_CPU} for size in SIZES
+    },
     ("sac-her", ANT_DENSE): {size: {"threshold": 0.45} for size in SIZES},
     # eight environments side by side, as the peers' tuned settings have it
     ("flat-ppo", "CartPole-v1"): {
