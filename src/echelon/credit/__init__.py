@@ -46,7 +46,7 @@ from echelon.credit.roles import himac, peco, select_blueprint
 from echelon.credit.segments import boundaries, hae, normalise_levels, switch_difference, switch_return
 from echelon.credit.selection import d3s, dcpo, positive_nll_weight, thor
 from echelon.credit.sets import marginal_gains, subpo
-from echelon.credit.shaped import de_grpo, hbpo, hrpo, hrpo_split, worldrft
+from echelon.credit.shaped import de_grpo, hbpo, hrpo, hrpo_split, uvd_reward, worldrft
 from echelon.credit.tokens import aepo, hicra, hicra_code
 from echelon.credit.turns import (
     even_reward,
@@ -137,6 +137,7 @@ __all__ = [
     "td_error",
     "termination_credit",
     "thor",
+    "uvd_reward",
     "vsc_rl",
     "vtrace",
     "whiten",

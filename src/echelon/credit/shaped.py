@@ -1,4 +1,5 @@
-"""Group advantages with something added: a second baseline, the reward of each action, a life cycle of prompts.
+"""Shaped credit: group advantages with something added (a second baseline, the reward of each action, a life cycle of
+prompts), and a reward made of distances to milestones.
 
 Legend: N items, n episodes (completions, trajectories, built systems), G groups. Where an item is an episode the first
 argument is `groups`, its partition; rules over steps take a SpanTree with `group` > `episode`.
@@ -136,6 +137,31 @@ def worldrft(
     now = normalise(points, reward, ddof=ddof, eps=eps, singleton=singleton)
     advantage = episodes.scan(now, gamma)
     return Credit(advantage, terms={"now": now, "later": advantage - now})
+
+
+def uvd_reward(
+    before: Tensor,
+    now: Tensor,
+    final: Tensor,
+    *,
+    alpha: float = 5.0,
+    beta: float = 3.0,
+    final_reward: float = 6.0,
+    eps: float = 0.2,
+) -> Tensor:
+    """UVD's reward of a step towards milestone i of m: [N].
+
+        R = clip(alpha (D_i(o_{t-1}) - D_i(o_t)), -alpha, alpha) + beta 1[D_i(o_t) < eps] + final 1[D_m(o_t) < eps]
+
+    before, now: [N], D_i, the distance to the milestone that is pursued in the step, before and after it, as a share
+    of that between milestones i - 1 and i; final: [N], D_m(o_t), likewise to the last milestone; `final_reward` is what
+    reaching it earns. Without the clip the first term telescopes: it is the difference of a potential while a milestone
+    stays. With beta 0 and the last frame as the only milestone it is the reward of a final goal.
+    Source: UVD (arXiv 2310.08581), appendix.
+    """
+    finite("step", None, before=before, now=now, final=final)
+    nearer = (alpha * (before - now)).clamp(-alpha, alpha)
+    return nearer + beta * (now < eps).to(nearer.dtype) + final_reward * (final < eps).to(nearer.dtype)
 
 
 class LifeCycle(NamedTuple):

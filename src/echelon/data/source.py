@@ -12,6 +12,7 @@ from torch import Tensor
 from echelon.data.check import check_episodes
 from echelon.data.goals import UNIFORMS, Goals, GoalSpec, draw_goals
 from echelon.data.hindsight import HindsightSpec, Mixture
+from echelon.data.milestones import Milestones, MilestoneSpec
 from echelon.data.store import Store
 from echelon.data.told import Told, ToldSpec
 from echelon.data.windows import Windows, WindowSpec
@@ -31,7 +32,8 @@ class OfflineSource:
     Specifications that draw transitions together with their goals make a mixture instead (echelon.data.hindsight): B
     rows of each, one after the other, with `goals` and a column `source`. A specification of windows makes batches of
     windows [B, W, ...] with goals that follow them (echelon.data.windows), or of windows beside pairs of states on the
-    way to what a sentence asks for (echelon.data.told). The kinds are not mixed.
+    way to what a sentence asks for (echelon.data.told). A specification of milestones makes batches of transitions with
+    the milestone that they work towards as `goals` (echelon.data.milestones). The kinds are not mixed.
 
     Indices are drawn for `block` batches at a time, which divides the cost of the small integer operations; the
     order of batches is part of the run's identity and does not depend on when it is saved.
@@ -42,7 +44,7 @@ class OfflineSource:
     def __init__(
         self,
         store: Store,
-        goals: Mapping[str, GoalSpec | HindsightSpec | WindowSpec | ToldSpec],
+        goals: Mapping[str, GoalSpec | HindsightSpec | WindowSpec | ToldSpec | MilestoneSpec],
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
@@ -50,7 +52,7 @@ class OfflineSource:
     ):
         self.goals = {name: spec for name, spec in goals.items() if isinstance(spec, GoalSpec)}
         rows = [spec for spec in goals.values() if isinstance(spec, HindsightSpec)]
-        windows = [spec for spec in goals.values() if isinstance(spec, WindowSpec | ToldSpec)]
+        windows = [spec for spec in goals.values() if isinstance(spec, WindowSpec | ToldSpec | MilestoneSpec)]
         if self.goals and (rows or windows):
             raise ValueError(f"{', '.join(self.goals)}: goals for drawn rows, beside specifications that draw both")
         if windows and len(goals) > 1:
@@ -65,13 +67,15 @@ class OfflineSource:
         self.final = self.episodes.end_of(torch.arange(self.episodes.size, device=device))
         self.generator = torch.Generator(device).manual_seed(seed)
         self._before_block = self.generator.get_state()
-        self.rows: Mixture | Windows | Told | None = None
+        self.rows: Mixture | Windows | Told | Milestones | None = None
         if rows:
             self.rows = Mixture(rows, store.columns, self.observations, self.row, self.episodes)
         elif windows:
             (spec,), size = windows, self.observations.shape[-1]
             if isinstance(spec, ToldSpec):
                 self.rows = Told(spec, store.columns, size, self.row, self.episodes)
+            elif isinstance(spec, MilestoneSpec):
+                self.rows = Milestones(spec, store.columns, self.row, self.episodes)
             else:
                 self.rows = Windows(spec, size, self.row, self.episodes)
         self._drawn: Callable[[slice], Batch] | None = None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from echelon.data.goals import GoalSpec
 from echelon.data.hindsight import HindsightSpec
+from echelon.data.milestones import MilestoneSpec
 from echelon.data.told import ToldSpec
 from echelon.data.windows import WindowSpec
 from echelon.errors import UsageError, unknown
@@ -63,7 +64,7 @@ class Config(RunConfig):
     lr: float = 3e-4
     """Adam's learning rate."""
 
-    def goals(self) -> Mapping[str, GoalSpec | HindsightSpec | WindowSpec | ToldSpec]:
+    def goals(self) -> Mapping[str, GoalSpec | HindsightSpec | WindowSpec | ToldSpec | MilestoneSpec]:
         """The goal draws of an offline batch, by name; none for systems without goals."""
         return {}
 
