@@ -28,15 +28,15 @@ _SHARES = ("train", "train", "train", "valid", "test")
 _NAMES = """
     GoToRedBallGrey GoToRedBall GoToRedBallNoDists GoToObj GoToObjS4 GoToObjS6 GoToLocal GoToLocalS5N2 GoToLocalS6N2
     GoToLocalS6N3 GoToLocalS6N4 GoToLocalS7N4 GoToLocalS7N5 GoToLocalS8N2 GoToLocalS8N3 GoToLocalS8N4 GoToLocalS8N5
-    GoToLocalS8N6 GoToLocalS8N7 GoTo GoToObjMaze GoToObjMazeOpen GoToObjMazeS4R2 GoToObjMazeS4 GoToObjMazeS5
-    GoToObjMazeS6 GoToObjMazeS7 GoToImpUnlock GoToSeq GoToSeqS5R2 GoToRedBlueBall GoToDoor GoToObjDoor Open
-    OpenRedDoor OpenDoor OpenDoorColor OpenDoorLoc OpenTwoDoors OpenRedBlueDoors OpenDoorsOrderN2 OpenDoorsOrderN4
-    Pickup UnblockPickup PickupLoc PickupDist PickupAbove PutNextLocal PutNextLocalS5N3 PutNextLocalS6N4 PutNextS4N1
-    PutNextS5N2 PutNextS5N1 PutNextS6N3 PutNextS7N4 Unlock UnlockLocal UnlockLocalDist UnlockPickup UnlockPickupDist
-    BlockedUnlockPickup UnlockToUnlock ActionObjDoor FindObjS5 FindObjS6 FindObjS7 KeyCorridor KeyCorridorS3R1
-    KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3 KeyCorridorS6R3 OneRoomS8 OneRoomS12 OneRoomS16
-    OneRoomS20 MoveTwoAcrossS5N2 MoveTwoAcrossS8N9 Synth SynthS5R2 SynthLoc SynthSeq MiniBossLevel BossLevel
-    BossLevelNoUnlock
+    GoToLocalS8N6 GoToLocalS8N7 GoTo GoToOpen GoToObjMaze GoToObjMazeOpen GoToObjMazeS4R2 GoToObjMazeS4
+    GoToObjMazeS5 GoToObjMazeS6 GoToObjMazeS7 GoToImpUnlock GoToSeq GoToSeqS5R2 GoToRedBlueBall GoToDoor GoToObjDoor
+    Open OpenRedDoor OpenDoor OpenDoorColor OpenDoorLoc OpenTwoDoors OpenRedBlueDoors OpenDoorsOrderN2
+    OpenDoorsOrderN4 Pickup UnblockPickup PickupLoc PickupDist PickupAbove PutNextLocal PutNextLocalS5N3
+    PutNextLocalS6N4 PutNextS4N1 PutNextS5N2 PutNextS5N1 PutNextS6N3 PutNextS7N4 Unlock UnlockLocal UnlockLocalDist
+    UnlockPickup UnlockPickupDist BlockedUnlockPickup UnlockToUnlock ActionObjDoor FindObjS5 FindObjS6 FindObjS7
+    KeyCorridor KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3 KeyCorridorS6R3
+    OneRoomS8 OneRoomS12 OneRoomS16 OneRoomS20 MoveTwoAcrossS5N2 MoveTwoAcrossS8N9 Synth SynthS5R2 SynthLoc SynthSeq
+    MiniBossLevel BossLevel BossLevelNoUnlock
 """
 
 
