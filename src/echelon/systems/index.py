@@ -36,6 +36,7 @@ CLASSES = {
     "gcbc-chunks": "echelon.systems.offline.gcbc_chunks:GCBCChunks",
     "decision-transformer": "echelon.systems.offline.decision_transformer:DecisionTransformer",
     "mocapact": "echelon.systems.offline.mocapact:MoCapAct",
+    "uvd": "echelon.systems.offline.uvd:UVD",
     "sac": "echelon.systems.online.sac:SAC",
     "td3": "echelon.systems.online.td3:TD3",
     "sac-her": "echelon.systems.online.sac_her:HindsightSAC",

@@ -74,6 +74,8 @@ SHORT: dict[str, dict[str, Any]] = {
     # half the window, narrower layers
     "decision-transformer": {"updates": 15_000, "batch_size": 64, "lr": 1e-3, "window": 10, "embed_dim": 64}
     | {"heads": 4, "transformer_hidden": (128,) * 3, "dropout": 0.0},
+    # 240 short demonstrations; one evaluation, of 24 tasks
+    "uvd": {"updates": 15_000, "lr": 1e-3, "eval_every": 15_000, "eval_episodes": 4},
     # as far a horizon in half the places, four scales
     "mage": {"updates": 12_000, "batch_size": 64, "horizon": 32, "stride": 8, "scales": (1, 4, 16, 32), "codes": 128}
     | {"code_dim": 32, "autoencoder_hidden": (64,), "embed_dim": 64, "transformer_hidden": (128, 128)}
@@ -132,6 +134,8 @@ def environment_settings(system: str, env: str) -> dict[str, Any]:
         settings |= {"low_alpha": 10.0, "high_alpha": 10.0}
     if system == "hecrl" and world == "scene":
         settings |= {"hold_steps": 50, "num_subgoals": 16, "samples": 64, "reach": -25.0}
+    if system == "uvd" and world == "scene":
+        settings |= {"embedding": "scene", "hold_out": kind == "orders"}
     if system == "saw":
         single = env.startswith("cube-single")
         settings["kl_alpha"] = 3.0 if maze else 0.3 if single else 1.0
