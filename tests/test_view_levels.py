@@ -126,8 +126,8 @@ def test_measures_are_told_from_metrics(tmp_path: Path) -> None:
     numbers = {"option/length": 4.9, "option/reached": 0.4, "option/entropy": 0.2}
     run = gather.gather([online_run(tmp_path / "run", **numbers)])[0].runs[0]
     found = {measure.title: levels.curves(run, measure) for measure in levels.MEASURES}
-    assert [len(curves) for curves in found.values()] == [2, 1, 1, 1, 0]
-    _, anew, reached, entropy, _ = (next(iter(curves.values()), None) for curves in found.values())
+    assert [len(curves) for curves in found.values()] == [2, 1, 1, 1, 0, 0, 0]
+    _, anew, reached, entropy, *_ = (next(iter(curves.values()), None) for curves in found.values())
     assert anew is not None and reached is not None and entropy is not None
     np.testing.assert_allclose(anew.value, [100 / 5.0, 100 / 5.1, 100 / 5.2])
     np.testing.assert_allclose(reached.value, [50, 60, 70])
@@ -136,10 +136,12 @@ def test_measures_are_told_from_metrics(tmp_path: Path) -> None:
 
 def test_labels_and_levels_of_language_have_their_own(tmp_path: Path) -> None:
     told = {"level/goal/turns": 4.0, "level/goal/advantage_variance": 0.5, "label/block/act/entropy": 1.5}
-    told["label/block/act/advantage_std"] = 3.0
+    told |= {"label/block/act/advantage_std": 3.0, "kl": 0.25, "label/block/act/kl": 0.5}
+    told |= {"invalid": 0.1, "level/goal/invalid": 0.2}
     run = runs.Run(tmp_path, "x", {}, {}, {}, [], {n: runs.Curve(np.ones(1), np.array([v])) for n, v in told.items()})
     found = [{name: curve.value.tolist() for name, curve in levels.curves(run, m).items()} for m in levels.MEASURES]
-    assert found == [{"goal": [0.5], "block act": [9.0]}, {"goal": [25.0]}, {}, {}, {"block act": [1.5]}]
+    wanted = [{"goal": [0.5], "block act": [9.0]}, {"goal": [25.0]}, {}, {}, {"block act": [1.5]}]
+    assert found == [*wanted, {"all": [0.25], "block act": [0.5]}, {"all": [90.0], "goal": [80.0]}]
 
 
 def test_seeds_have_a_mean_and_an_interval(tmp_path: Path) -> None:

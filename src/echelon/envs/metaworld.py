@@ -58,7 +58,7 @@ def simulator(task: str) -> Any:
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError:
         raise MissingExtra("metaworld", "control") from None
-    found = {name.removesuffix("-v3"): base for name, base in ALL_V3_ENVIRONMENTS.items()}
+    found: dict[str, Any] = {name.removesuffix("-v3"): base for name, base in ALL_V3_ENVIRONMENTS.items()}
     if task not in found:
         raise unknown("task of metaworld", task, found)
     return _repeatable(found[task])()

@@ -51,7 +51,7 @@ class LatentEncoder(nn.Module):
             assert isinstance(layer, nn.Linear)
             init_(layer.weight, 0.1 if layer is self.layers[-1] else 1.0)
         for linear in (self.look, *self.layers):
-            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(linear.bias)
 
     def step(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [B, D] for x [B, I] after the latents `before` [B, D]."""

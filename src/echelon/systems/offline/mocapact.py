@@ -197,7 +197,7 @@ class MoCapAct(DrawingAgent):
         latents = self.encoder(self._seen(states, batch["frames"]), batch["start"], batch["noise"])
         error = batch["means"] - self.decoder(states, latents.z)
         log_prob = gaussian_log_prob(error, c.action_std)
-        kl = prior_kl(*latents[:2], latents.before, c.rho)
+        kl = prior_kl(latents.mean, latents.std, latents.before, c.rho)
         steps = real.sum()
         loss = ((c.beta * kl - batch["weights"] * log_prob) * real).sum() / steps
         mean = latents.mean.detach()
