@@ -22,8 +22,8 @@ def test_gold_sequences_win_and_the_simulator_answers_in_its_own_words():
     (task,) = tasks("scienceworld", "train", 1, 0, ["find-non-living-thing"])
     shown = expert_episode(world, task)
     assert shown.solved and shown.reward == 1.0 and shown.turns[-1].after.info["score"] == 100
-    assert sum(turn.after.info["gained"] for turn in shown.turns) == 100
-    first = shown.turns[0].before
+    first = shown.turns[0].before  # it may have points already: looking around is a part of some tasks
+    assert first.info["gained"] + sum(turn.after.info["gained"] for turn in shown.turns) == 100
     assert first.info["task"] in first.text and first.info["plan"] == tuple(turn.action for turn in shown.turns)
     slipped = expert_episode(world, task, 0.3)
     assert slipped.solved and any(turn.slip for turn in slipped.turns)
