@@ -38,7 +38,7 @@ GENERATIVE = {
     "beso": "cube-single-play-v0",
 }
 """Systems that learn from windows of steps, at the sizes of their recipes for an environment."""
-UNTIMED: tuple[str, ...] = ("ghil-glue", "uvd")
+UNTIMED: tuple[str, ...] = ("ghil-glue", "mocapact", "uvd")
 """Offline systems whose steps are not timed here."""
 RECIPES = {"default": "published", "cpu": "cpu"}
 """Size of the recipe that is timed in each place."""

@@ -377,7 +377,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     step = found.learner.step
 
     def poisoned(number: int, batch: Batch) -> dict[str, Tensor]:
-        return step(number, {name: x * float("nan") if number == 13 else x for name, x in batch.items()})
+        poison = {name: x * float("nan") for name, x in batch.items() if x.is_floating_point()} if number == 13 else {}
+        return step(number, batch | poison)
 
     found.learner.step = poisoned  # type: ignore[method-assign]
     with pytest.raises(EchelonError, match=r"'.*loss.*' became nan at step 15.*last checkpoint is intact"):

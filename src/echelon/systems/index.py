@@ -148,7 +148,7 @@ TABLE = """
  79 | saw | SAW | 2505.14975 | offline | Flattening Hierarchies with Policy Bootstrapping (Subgoal Advantage-Weighted Policy Bootstrapping)
  80 | himac | HiMAC | 2603.00977 | agents | Hierarchical Macro-Micro Learning for Long-Horizon LLM Agents
  81 | hiper | HiPER | 2602.16165 | agents | Hierarchical Reinforcement Learning with Explicit Credit Assignment for Large Language Model Agents
- 82 | ghil-glue | GHIL-Glue | 2410.20018 | offline | Hierarchical Control with Filtered Subgoal Images
+ 82 | ghil-glue | GHILGlue | 2410.20018 | offline | Hierarchical Control with Filtered Subgoal Images
  83 | safe-mapf-gcrl | SafeMAPF-GCRL | 2502.17813 | multiagent | Safe Multi-Agent Navigation guided by Goal-Conditioned Safe Reinforcement Learning
  84 | hilp | HILP | 2402.15567 | offline | Foundation Policies with Hilbert Representations
  85 | vsc-rl | VSC-RL | 2502.07949 | agents | Advancing Autonomous Vision-Language Agents with Variational Subgoal-Conditioned Reinforcement Learning
