@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from evidence_bench import BEATS, HIQL, MODULES, REACHES, SAME, Bench, bench, cl
 
 from echelon.claims import Above, Arm, Claim, Score, success
 from echelon.errors import DataError
-from echelon.evidence import codehash, status
+from echelon.evidence import codehash, reproduce, status
 from echelon.systems import index
 
 __all__ = ["bench", "claimed"]
@@ -80,6 +81,17 @@ def test_a_changed_claim_makes_a_result_stale(bench: Bench, claimed: Callable) -
         assert state(bench)["claims"][0]["remedy"] == "echelon reproduce ota"
     claimed(Claim("beats-hiql", "said in other words", BEATS.method, Above(15), BEATS.source, BEATS.baseline))
     assert state(bench)["status"] == "verified"
+
+
+def test_settings_that_came_later_count_as_the_same_at_their_defaults() -> None:
+    known = json.loads(json.dumps(reproduce.specification(BEATS)))
+    lr = known["arms"][0]["config"].pop("lr")
+    assert reproduce.speaks_of({"specification": known}, BEATS)
+    other = Score(Arm("OTA", lambda s: config_of("ota", s, lr=2 * lr)), success)
+    claim = Claim("beats-hiql", "OTA beats HIQL", other, Above(15), BEATS.source, BEATS.baseline)
+    assert not reproduce.speaks_of({"specification": known}, claim)
+    known["arms"][0]["config"]["forgotten"] = 1
+    assert not reproduce.speaks_of({"specification": known}, BEATS)
 
 
 def test_more_seeds_of_record_than_were_run_is_not_run(bench: Bench, claimed: Callable) -> None:

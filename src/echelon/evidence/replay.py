@@ -32,7 +32,7 @@ import numpy as np
 from echelon.claims import Claim, Statistic
 from echelon.errors import DataError, UsageError
 from echelon.evidence import codehash, results
-from echelon.evidence.reproduce import claims_of, hashes_of, judge, specification
+from echelon.evidence.reproduce import claims_of, hashes_of, judge, speaks_of
 from echelon.evidence.run import Run
 from echelon.evidence.train import Command, echelon_train, train_all
 from echelon.systems import index
@@ -85,7 +85,7 @@ def record(
     if not any(newest.values()):
         raise UsageError(f"{out} holds no result of record of {system} to replay; make one: echelon reproduce {system}")
     pairs = [(claim, newest[claim.id]) for claim in claims]
-    subjects = [(c, entry) for c, entry in pairs if entry is not None and entry["specification"] == specification(c)]
+    subjects = [(c, entry) for c, entry in pairs if entry is not None and speaks_of(entry, c)]
     if not subjects:
         return []
     modules = {claim.id: hashes_of(claim) for claim, _ in subjects}

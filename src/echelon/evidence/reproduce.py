@@ -6,7 +6,7 @@ import importlib
 import inspect
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,17 @@ def specification(claim: Claim) -> dict[str, Any]:
     if claim.unless is not None:
         claimed["unless"] = {"statistic": statistic_name(claim.unless.statistic), "above": claim.unless.bound}
     return claimed
+
+
+def speaks_of(entry: results.Entry, claim: Claim) -> bool:
+    """Whether a result is of what is claimed. Settings that it does not know count as the same at their defaults."""
+    then, now = entry["specification"], specification(claim)
+    configs = [configs_of(score.arm, claim.seeds[:1])[0] for score in claim.scores]
+    arms = [
+        {**arm, "config": _later(config, arm["config"]) | arm["config"]}
+        for arm, config in zip(then["arms"], configs, strict=False)
+    ]
+    return {**then, "arms": arms} == now
 
 
 def hashes_of(claim: Claim) -> codehash.Hashes:
@@ -272,6 +283,12 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     document = to_json(config)
     document["config"].pop("seed")
     return document
+
+
+def _later(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `config` that are not `known` and have their defaults."""
+    defaults = {f.name for f in fields(config) if getattr(config, f.name) == f.default}
+    return {name: value for name, value in _settings(config)["config"].items() if name in defaults - known.keys()}
 
 
 def _defined_in(statistic: Statistic) -> str:

@@ -22,7 +22,7 @@ from echelon.claims import Claim, Verdict
 from echelon.errors import DataError
 from echelon.evidence import codehash, replay, results
 from echelon.evidence.replay import Answer
-from echelon.evidence.reproduce import beyond, claims_of, guarded, hashes_of, specification
+from echelon.evidence.reproduce import beyond, claims_of, guarded, hashes_of, speaks_of
 from echelon.systems import index
 from echelon.systems.index import Row
 from echelon.training.codehash import PACKAGE
@@ -160,7 +160,7 @@ def _row(row: Row, out: Path) -> dict[str, Any]:
 def _freshness(system: str, claim: Claim, entries: list[results.Entry], entry: results.Entry) -> dict[str, Any]:
     modules, anew = hashes_of(claim), f"echelon reproduce {system}"
     stale = codehash.changes(entry["modules"], modules)
-    if entry["specification"] != specification(claim):
+    if not speaks_of(entry, claim):
         return {"stale": ["the claim's configuration or test changed", *stale], "remedy": anew}
     if not stale:
         return {}
