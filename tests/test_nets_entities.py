@@ -173,7 +173,7 @@ def test_observations_of_another_size_are_refused_with_both_sizes():
 
 def test_entities_fill_the_observations_of_every_declared_environment():
     for env in ENVIRONMENTS.values():
-        if env.family in ("antsoccer", "fetch"):
+        if env.family in ("antsoccer", "fetch", "metaworld"):
             with pytest.raises(UsageError, match=f"no entities are declared for '{env.name}'; declared: cube, scene"):
                 layout_of(env.name, env.observation_dim)
         else:

@@ -350,14 +350,14 @@ def test_states_of_other_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_steps_until_half_of_the_episodes_succeed(tmp_path: Path) -> None:
     outcomes = [0, 1, 0, 0, 1, 1, 0, 1]
-    rows = [{"success": done, "environment_steps": 1000 * (k + 1)} for k, done in enumerate(outcomes)]
+    rows = [{"step": k, "success": done, "environment_steps": 1000 * (k + 1)} for k, done in enumerate(outcomes)]
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = SimpleNamespace(path=tmp_path)
     assert float(steps_to_half(run, window=2)) == -2  # the first two: one of them
-    assert float(steps_to_half(run, window=4)) == -6
+    assert float(steps_to_half(run, window=4)) == -5  # episodes 1 to 4: two of them
     assert float(steps_to_half(run, window=3)) == -6
     assert float(steps_to_half(run, window=9)) == -8, "never: all of it"
-    (tmp_path / "episodes.jsonl").write_text('{"success": null, "environment_steps": 5}\n')
+    (tmp_path / "episodes.jsonl").write_text('{"step": 0, "success": null, "environment_steps": 5}\n')
     with pytest.raises(DataError, match="no training episodes that tell"):
         steps_to_half(run)
 
